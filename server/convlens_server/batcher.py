@@ -1,0 +1,171 @@
+"""The batcher: what waits while an engine runs becomes its next batch.
+
+It is work-conserving: an idle engine takes what is there at once, and no timer makes anybody wait (unless
+`max_delay` is set). Nothing is computed for a caller who has left or whose deadline has passed. The queue is
+bounded in images; a request beyond the bound is refused at once, with a hint when to come back.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import Protocol
+
+from convlens_server.errors import Cancelled, DeadlineExceeded, Draining, QueueFull, ServiceError
+
+
+class Item(Protocol):
+    """One request's images, waiting to be classified.
+
+    Attributes:
+        pixels: uint8, count × height × width × channels, joined.
+        count: Number of images, ≥ 1.
+        deadline: When its caller stops waiting, seconds of `time.monotonic()`.
+        enqueued: When it was submitted, seconds of `time.monotonic()`; set by the batcher.
+    """
+
+    pixels: bytes
+    count: int
+    deadline: float
+    enqueued: float
+
+    @property
+    def gone(self) -> bool:
+        """Whether its caller has left."""
+
+    def fail(self, error: ServiceError) -> None:
+        """Answers it with an error. Must not raise."""
+
+
+class Batcher:
+    """A bounded queue of items that gives them out as batches. Thread-safe.
+
+    Args:
+        max_batch: Most images of a batch; an item with more makes a batch of its own.
+        max_queue: Most images that wait.
+        max_delay: Seconds that an incomplete batch may wait for more; 0 never waits.
+    """
+
+    def __init__(self, max_batch: int, max_queue: int, max_delay: float = 0.0) -> None:
+        self.max_batch = max_batch
+        self.max_queue = max_queue
+        self._max_delay = max_delay
+        # SimpleQueue is implemented in C: a put and a get cost 0.1 µs, with a Condition 5 µs.
+        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._closed = False
+        # Images per second of recent batches, for the hint of a refusal.
+        self._rate = 1000.0
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queue."""
+        return self._waiting
+
+    def submit(self, item: Item) -> None:
+        """Queues an item.
+
+        Raises:
+            QueueFull: The images would be more than `max_queue`.
+            Draining: The batcher is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise Draining("the server is shutting down: send the request to another")
+            waiting = self._waiting + item.count
+            if waiting > self.max_queue:
+                raise QueueFull(
+                    f"queue holds {self._waiting} images, and {item.count} more are over its limit of "
+                    f"{self.max_queue}: try again later, or start the server with a larger --max-queue",
+                    metadata={"waiting": self._waiting, "limit": self.max_queue},
+                    retry_after=min(max(self._waiting / self._rate, 0.01), 10.0),
+                )
+            self._waiting = waiting
+            item.enqueued = time.monotonic()
+            self._queue.put(item)
+
+    def batches(self) -> BatchIterator:
+        """A consumer of the queue, for one engine thread; several share the queue."""
+        return BatchIterator(self)
+
+    def computed(self, images: int, seconds: float) -> None:
+        """Tells how long a batch took."""
+        if seconds > 0:
+            self._rate += 0.1 * (images / seconds - self._rate)
+
+    def close(self) -> None:
+        """Refuses new items; the consumers stop when the queue is empty."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+
+    def _get(self, timeout: float | None) -> Item | None:
+        """The next item; None when closed and empty. Raises queue.Empty after `timeout` seconds (None: never)."""
+        item = self._queue.get(timeout=timeout) if timeout is None or timeout > 0 else self._queue.get_nowait()
+        if item is None:
+            # Passed on to the next consumer.
+            self._queue.put(None)
+        return item
+
+    def _taken(self, images: int) -> None:
+        with self._lock:
+            self._waiting -= images
+
+
+class BatchIterator:
+    """Yields batches: non-empty lists of items of at most `max_batch` images together, unless one has more alone."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._held: Item | None = None
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> list[Item]:
+        while True:
+            first = self._held or self._batcher._get(None)
+            self._held = None
+            if first is None:
+                raise StopIteration
+            batch = self._gather(first)
+            self._batcher._taken(sum(item.count for item in batch))
+            now = time.monotonic()
+            alive = [item for item in batch if not _dropped(item, now)]
+            if alive:
+                return alive
+
+    def _gather(self, first: Item) -> list[Item]:
+        """Takes what waits, as far as it fits; what does not fit is held for the next batch."""
+        batch = [first]
+        room = self._batcher.max_batch - first.count
+        delay = self._batcher._max_delay
+        ends = time.monotonic() + delay if delay else 0.0
+        while room > 0:
+            try:
+                item = self._batcher._get(ends - time.monotonic() if delay else 0.0)
+            except queue.Empty:
+                break
+            if item is None:
+                break
+            if item.count > room:
+                self._held = item
+                break
+            batch.append(item)
+            room -= item.count
+        return batch
+
+
+def _dropped(item: Item, now: float) -> bool:
+    """Answers an item that nobody waits for any more."""
+    if now >= item.deadline:
+        late = now - item.enqueued
+        item.fail(DeadlineExceeded(f"deadline passed after {late * 1000:.0f} ms in the queue; nothing was computed"))
+        return True
+    if item.gone:
+        item.fail(Cancelled("the caller left while the request was in the queue; nothing was computed"))
+        return True
+    return False

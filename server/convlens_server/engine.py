@@ -1,0 +1,116 @@
+"""The engine: one inference session and one thread that runs batches and has them answered."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from convlens_server.batcher import Batcher, Item
+from convlens_server.errors import EngineFailed
+
+log = logging.getLogger(__name__)
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+# Answers the items of a batch: (items, scores, logits, when the run began, seconds it took).
+Respond: TypeAlias = Callable[[list[Item], FloatArray, FloatArray, float, float], None]
+
+
+class Engine:
+    """Runs batches of images through a network.
+
+    Args:
+        session: Takes uint8 N × height × width × channels, gives scores and logits, float32 N × classes.
+        input_name: Of the session's input.
+        output_names: Of its scores and its logits.
+        image_shape: Height, width, channels.
+        max_batch: Most images of one run.
+        buckets: Batch sizes that runs are padded to, ascending, the last being `max_batch`; empty: never padded.
+            CUDA chooses its algorithms anew at every size it has not seen.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        input_name: str,
+        output_names: tuple[str, str],
+        image_shape: tuple[int, int, int],
+        max_batch: int,
+        buckets: tuple[int, ...] = (),
+    ) -> None:
+        self._session = session
+        self._input_name = input_name
+        self._output_names = list(output_names)
+        self._image_shape = image_shape
+        self._max_batch = max_batch
+        self._buckets = buckets
+
+    def warm(self) -> None:
+        """Runs every bucket once (without buckets: the powers of two), so that no request meets a first time."""
+        sizes = set(self._buckets) or {1 << n for n in range(self._max_batch.bit_length())}
+        for size in sorted(sizes | {self._max_batch}):
+            self._run(np.zeros((size, *self._image_shape), np.uint8))
+
+    def run(self, pixels: bytes) -> tuple[FloatArray, FloatArray]:
+        """Classifies joined images.
+
+        Args:
+            pixels: N × height × width × channels bytes, N ≥ 1; more than `max_batch` are run one part after another.
+
+        Returns:
+            Scores and logits, float32 N × classes each.
+        """
+        images = np.frombuffer(pixels, np.uint8).reshape(-1, *self._image_shape)
+        if len(images) <= self._max_batch:
+            return self._run(images)
+        parts = [self._run(images[i : i + self._max_batch]) for i in range(0, len(images), self._max_batch)]
+        return np.concatenate([scores for scores, _ in parts]), np.concatenate([logits for _, logits in parts])
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray]:
+        count = len(images)
+        if self._buckets:
+            size = next(bucket for bucket in self._buckets if bucket >= count)
+            if size > count:
+                images = np.concatenate([images, np.zeros((size - count, *self._image_shape), np.uint8)])
+        scores, logits = self._session.run(self._output_names, {self._input_name: images})
+        return scores[:count], logits[:count]
+
+
+class EngineThread:
+    """Feeds an engine from a batcher until the batcher is closed and empty."""
+
+    def __init__(self, name: str, engine: Engine, batcher: Batcher, respond: Respond) -> None:
+        self._engine = engine
+        self._batcher = batcher
+        self._respond = respond
+        self._thread = threading.Thread(target=self._work, name=f"engine {name}", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Waits until everything in the queue is answered. The batcher must be closed."""
+        self._thread.join()
+
+    def _work(self) -> None:
+        for batch in self._batcher.batches():
+            try:
+                self._compute(batch)
+            except Exception as error:
+                log.error("batch of %d requests failed", len(batch), exc_info=error)
+                for item in batch:
+                    item.fail(EngineFailed(f"the engine failed on this batch: {type(error).__name__}"))
+
+    def _compute(self, batch: list[Item]) -> None:
+        began = time.monotonic()
+        # Joining 32 images of bytes takes 1 µs, np.stack 22 µs.
+        pixels = batch[0].pixels if len(batch) == 1 else b"".join([item.pixels for item in batch])
+        scores, logits = self._engine.run(pixels)
+        seconds = time.monotonic() - began
+        self._batcher.computed(len(scores), seconds)
+        self._respond(batch, scores, logits, began, seconds)

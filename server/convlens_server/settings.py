@@ -1,0 +1,43 @@
+"""What the parts of the server are told by its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convlens_server.device import Device
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How models run.
+
+    Attributes:
+        device: Where.
+        threads: Of one run on the CPU.
+        max_batch: Most images of a batch.
+        max_queue: Most images that wait for one version of a model.
+        max_queue_delay: Seconds that an incomplete batch may wait for more images; 0 never waits.
+    """
+
+    device: Device
+    threads: int
+    max_batch: int
+    max_queue: int
+    max_queue_delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may ask for.
+
+    Attributes:
+        images: Most images of a classification.
+        feature_map_images: Most images of a feature-map request.
+        feature_map_bytes: Most bytes of float32 feature maps computed for one request.
+        pixels: Most height × width of an image file.
+    """
+
+    images: int = 256
+    feature_map_images: int = 16
+    feature_map_bytes: int = 256 * 2**20
+    pixels: int = 50_000_000
