@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from convlens_server.errors import Cancelled, DeadlineExceeded, Draining, QueueFull, ServiceError
 
@@ -38,7 +38,10 @@ class Item(Protocol):
         """Answers it with an error. Must not raise."""
 
 
-class Batcher:
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+class Batcher(Generic[ItemT]):
     """A bounded queue of items that gives them out as batches. Thread-safe.
 
     Args:
@@ -52,7 +55,7 @@ class Batcher:
         self.max_queue = max_queue
         self._max_delay = max_delay
         # SimpleQueue is implemented in C: a put and a get cost 0.1 µs, with a Condition 5 µs.
-        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[ItemT | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0
         self._closed = False
@@ -64,7 +67,7 @@ class Batcher:
         """Images in the queue."""
         return self._waiting
 
-    def submit(self, item: Item) -> None:
+    def submit(self, item: ItemT) -> None:
         """Queues an item.
 
         Raises:
@@ -86,7 +89,7 @@ class Batcher:
             item.enqueued = time.monotonic()
             self._queue.put(item)
 
-    def batches(self) -> BatchIterator:
+    def batches(self) -> BatchIterator[ItemT]:
         """A consumer of the queue, for one engine thread; several share the queue."""
         return BatchIterator(self)
 
@@ -102,7 +105,7 @@ class Batcher:
                 self._closed = True
                 self._queue.put(None)
 
-    def _get(self, timeout: float | None) -> Item | None:
+    def _get(self, timeout: float | None) -> ItemT | None:
         """The next item; None when closed and empty. Raises queue.Empty after `timeout` seconds (None: never)."""
         item = self._queue.get(timeout=timeout) if timeout is None or timeout > 0 else self._queue.get_nowait()
         if item is None:
@@ -115,17 +118,17 @@ class Batcher:
             self._waiting -= images
 
 
-class BatchIterator:
+class BatchIterator(Generic[ItemT]):
     """Yields batches: non-empty lists of items of at most `max_batch` images together, unless one has more alone."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher[ItemT]) -> None:
         self._batcher = batcher
-        self._held: Item | None = None
+        self._held: ItemT | None = None
 
-    def __iter__(self) -> BatchIterator:
+    def __iter__(self) -> BatchIterator[ItemT]:
         return self
 
-    def __next__(self) -> list[Item]:
+    def __next__(self) -> list[ItemT]:
         while True:
             first = self._held or self._batcher._get(None)
             self._held = None
@@ -138,7 +141,7 @@ class BatchIterator:
             if alive:
                 return alive
 
-    def _gather(self, first: Item) -> list[Item]:
+    def _gather(self, first: ItemT) -> list[ItemT]:
         """Takes what waits, as far as it fits; what does not fit is held for the next batch."""
         batch = [first]
         room = self._batcher.max_batch - first.count

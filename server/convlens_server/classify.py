@@ -6,8 +6,9 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from convlens.v1 import convlens_pb2 as pb
 from convlens_server.answers import Answers, stream_response
@@ -27,6 +28,8 @@ from convlens_server.metrics import ModelMetrics
 from convlens_server.transport.base import Call, log_failure
 
 DEFAULT_TOP_K = 5
+
+M = TypeVar("M", bound=Message)
 
 
 class ClassifyItem:
@@ -154,7 +157,7 @@ class Responder:
         answers = self._answers
         compute_ms = seconds * 1000
         # Of a whole batch at once: nearly every request asks for the same.
-        simple = all([item.top_k == 1 and not item.all_scores and not item.all_logits for item in batch])
+        simple = all(item.top_k == 1 and not item.all_scores and not item.all_logits for item in batch)
         lines = answers.top_one(scores) if simple else []
         start = 0
         for item in batch:
@@ -177,7 +180,7 @@ class Responder:
         )
 
 
-def parse(message: type[pb.ClassifyRequest], data: bytes) -> pb.ClassifyRequest:
+def parse(message: type[M], data: bytes) -> M:
     """Reads a request message. Raises InvalidRequest."""
     try:
         return message.FromString(data)

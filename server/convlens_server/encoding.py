@@ -48,7 +48,7 @@ def encode(maps: npt.NDArray[np.float32], value_type: pb.ValueType.ValueType) ->
 
 
 def _to_bytes(maps: npt.NDArray[np.float32]) -> Encoded:
-    channels = maps.reshape(*maps.shape[:2], -1)
+    channels = maps.reshape(len(maps), maps.shape[1] if maps.ndim > 1 else 1, -1)
     low, high = channels.min(2, keepdims=True), channels.max(2, keepdims=True)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         finite = np.isfinite(channels)

@@ -185,6 +185,11 @@ def status_of(error: BaseException, request_id: str = "") -> Status:
     return Status(code, status.message, status.SerializeToString())
 
 
+def shown(name: str) -> str:
+    """A name that a caller sent, as a text may hold it: it may be of any length, and a status has room for 8 KiB."""
+    return name if len(name) <= 100 else name[:100] + "…"
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """The end of a not-found text: ` (did you mean a, b?)`, or what there is, or nothing where there is none."""
     names = list(names)

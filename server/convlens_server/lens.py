@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from convlens_server.catalogue import Catalogue, Layer
-from convlens_server.errors import InvalidRequest, NotFound, near
+from convlens_server.errors import InvalidRequest, NotFound, near, shown
 from convlens_server.graph import Graph
 from convlens_server.network import Network
 from convlens_server.subgraph import truncate
@@ -63,13 +63,11 @@ class Lens:
             for name in wanted:
                 if name not in known:
                     what = "layer" if field == "layers" else "kind of layer"
-                    # What a caller sent may be of any length, and a status has room for 8 KiB.
-                    shown = name if len(name) <= 100 else name[:100] + "…"
                     raise NotFound(
-                        f"{what} {shown!r} is not in the model{near(shown, known)}",
+                        f"{what} {shown(name)!r} is not in the model{near(shown(name), known)}",
                         reason="LAYER_NOT_FOUND",
                         field=field,
-                        metadata={field[:-1]: shown},
+                        metadata={field[:-1]: shown(name)},
                     )
         names, wanted_kinds = set(layers), set(kinds)
         return tuple(

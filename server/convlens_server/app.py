@@ -1,0 +1,131 @@
+"""The whole server: starts its parts in order, and lets them finish in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from convlens_server import service
+from convlens_server.config import Config
+from convlens_server.device import Device, choose_device, device_memory
+from convlens_server.health import SERVICE as HEALTH
+from convlens_server.health import Health
+from convlens_server.http import HttpServer, make_app
+from convlens_server.inference import Inference
+from convlens_server.maps import FeatureMaps
+from convlens_server.metrics import Metrics
+from convlens_server.reflection import reflection_methods
+from convlens_server.repository import Repository
+from convlens_server.service import ConvLensService
+from convlens_server.settings import EngineSettings, RequestLimits
+from convlens_server.transport.base import Method, Transport, TransportOptions
+from convlens_server.transport.choose import make_transport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        port: Of gRPC.
+        http_port: Of HTTP.
+        transport: Name of the transport.
+        device: Where models run.
+    """
+
+    port: int
+    http_port: int
+    transport: str
+    device: Device
+
+
+@contextlib.asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Running]:
+    """Starts a server; it is ready inside the block, and drains at its end.
+
+    HTTP answers first, so that a probe sees a server that is alive but not ready while models load. At the end
+    health says NOT_SERVING, open requests finish for `drain_timeout` seconds at most, new ones are refused.
+
+    Raises:
+        DeviceError: The device does not work here.
+        RepositoryError: There is nothing to serve.
+        TransportUnavailableError: The transport does not work here.
+        OSError: A port is taken.
+    """
+    device = await asyncio.to_thread(choose_device, config.device)
+    log.info("device %s: %s", device, device.reason)
+    metrics = Metrics(str(device), lambda: device_memory(device))
+    health = Health((service.SERVICE,))
+    ready = False
+    async with contextlib.AsyncExitStack() as stack:
+        http = HttpServer(make_app(metrics.registry, lambda: ready and health.serving), config.host, config.http_port)
+        stack.push_async_callback(http.stop)
+
+        repository = await asyncio.to_thread(Repository, config.models, _engine_settings(config, device), metrics)
+        stack.push_async_callback(asyncio.to_thread, repository.close)
+        limits = RequestLimits(
+            config.max_images, config.max_feature_map_images, config.max_feature_map_bytes, config.max_pixels
+        )
+        inference = Inference(repository, limits, metrics, config.threads)
+        stack.callback(inference.close)
+        maps = FeatureMaps(repository, limits, config.threads, metrics.unknown)
+        stack.callback(maps.close)
+
+        methods = (
+            *ConvLensService(inference, maps).methods(),
+            *health.methods(),
+            *reflection_methods((service.SERVICE, HEALTH)),
+        )
+        transport = await make_transport(config.transport, _transport_options(config, methods))
+        port = await transport.start()
+        stack.push_async_callback(_drain, transport, health, config.drain_timeout)
+        # What loading left behind will never be garbage; without this each full collection walks through it.
+        gc.collect()
+        gc.freeze()
+        ready = True
+        log.info("ready: gRPC on port %d (%s), HTTP on port %d", port, transport.name, http.port)
+        yield Running(port, http.port, transport.name, device)
+
+
+async def _drain(transport: Transport, health: Health, timeout: float) -> None:  # noqa: ASYNC109 - passed on
+    log.info("draining: new requests are refused, open ones have %g s", timeout)
+    health.drain()
+    if await transport.drain(timeout):
+        log.info("drained: every open request was answered")
+    else:
+        log.warning("not all open requests ended within %g s: the rest is cancelled", timeout)
+    await transport.stop()
+
+
+def _engine_settings(config: Config, device: Device) -> EngineSettings:
+    return EngineSettings(
+        device=device,
+        threads=config.threads,
+        spin=False,
+        max_batch=config.max_batch,
+        max_queue=config.max_queue,
+        max_queue_delay=config.max_queue_delay_ms / 1000,
+    )
+
+
+def _transport_options(config: Config, methods: tuple[Method, ...]) -> TransportOptions:
+    return TransportOptions(
+        address=f"{config.host}:{config.port}",
+        methods=methods,
+        max_message_bytes=config.max_message_bytes,
+        tls_certificate=_content(config.tls_certificate),
+        tls_key=_content(config.tls_key),
+        tls_client_ca=_content(config.tls_client_ca),
+        max_connection_age=config.max_connection_age,
+    )
+
+
+def _content(path: Path | None) -> bytes:
+    return path.read_bytes() if path is not None else b""

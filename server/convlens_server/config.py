@@ -1,0 +1,151 @@
+"""The configuration: flags before environment variables before a file before defaults."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import configargparse
+
+from convlens_server.device import default_threads
+from convlens_server.logs import FORMATS, LEVELS
+from convlens_server.transport.choose import TRANSPORTS
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How a server runs. One field for each flag; `parse_config` has their meanings and ranges."""
+
+    models: Path
+    host: str = "127.0.0.1"
+    port: int = 8001
+    http_port: int = 8000
+    device: str = "auto"
+    threads: int = 0
+    max_batch: int = 32
+    max_queue: int = 4096
+    max_queue_delay_ms: float = 0.0
+    max_images: int = 256
+    max_feature_map_images: int = 16
+    max_feature_map_bytes: int = 256 * 2**20
+    max_pixels: int = 50_000_000
+    max_message_bytes: int = 16 * 2**20
+    transport: str = "auto"
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    max_connection_age: float = 300.0
+    drain_timeout: float = 30.0
+    log_format: str = "auto"
+    log_level: str = "info"
+
+    def __str__(self) -> str:
+        """Every setting, as flags."""
+        pairs = ((field.name.replace("_", "-"), getattr(self, field.name)) for field in fields(self))
+        return " ".join(f"--{name} {value}" for name, value in pairs if value is not None)
+
+
+def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
+    """Reads the command line, the environment and the file that `--config` names.
+
+    Each flag `--some-name` is also the environment variable CONVLENS_SOME_NAME and the line `some-name = value` of
+    the file. A wrong value ends the program with a message that names the flag, exit code 2.
+    """
+    parser = configargparse.ArgumentParser(
+        prog=prog,
+        description="Serves the models of a repository over gRPC, with metrics and health over HTTP.",
+        auto_env_var_prefix="CONVLENS_",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", is_config_file=True, metavar="FILE", help="file of `name = value` lines")
+    add = _adder(parser)
+    add("models", Path, "model repository: a folder of <name>/<version>/model.onnx", metavar="DIR", default="models")
+    add("host", str, "address to listen on; 0.0.0.0 or [::] for all of this machine's")
+    add("port", _integer(0, 65535), "gRPC port; 0 lets the system choose")
+    add("http-port", _integer(0, 65535), "HTTP port of /metrics, /healthz and /readyz; 0 lets the system choose")
+    add(
+        "device", str, "auto, cpu, cuda or cuda:<index>; only auto falls back to the CPU, and says so", metavar="DEVICE"
+    )
+    add("threads", _integer(0, 1024), "CPU threads of one batch; 0 for as many as this process has cores")
+    add("max-batch", _integer(1, 4096), "most images of a batch")
+    add("max-queue", _integer(1, 10**9), "most images that wait for one version of a model; more are refused")
+    add("max-queue-delay-ms", _number(0, 60_000), "how long an incomplete batch waits for more images")
+    add("max-images", _integer(1, 10**6), "most images of a Classify request")
+    add("max-feature-map-images", _integer(1, 10**6), "most images of a GetFeatureMaps request")
+    add("max-feature-map-bytes", _integer(1, 2**40), "most bytes of feature maps of a request, as float32")
+    add("max-pixels", _integer(1, 10**12), "most height × width of an image file, checked before decoding")
+    add("max-message-bytes", _integer(1024, 2**29 - 1), "most bytes of a request message")
+    add("transport", str, "auto takes completion_queue where it works, else aio", choices=TRANSPORTS)
+    add("tls-certificate", _file, "PEM file of the server's certificate chain; plain text without", metavar="FILE")
+    add("tls-key", _file, "PEM file of its private key", metavar="FILE")
+    add("tls-client-ca", _file, "PEM file of the authorities that callers' certificates must be from", metavar="FILE")
+    add("max-connection-age", _number(1, math.inf), "seconds until a connection is asked to reconnect")
+    add("drain-timeout", _number(0, 3600), "seconds that open requests get to finish at shutdown")
+    add("log-format", str, "auto is human on a terminal, else json", choices=FORMATS)
+    add("log-level", str, "lowest level that is logged", choices=LEVELS)
+    values = vars(parser.parse_args(list(argv)))
+    values.pop("config")
+    config = Config(**values)
+    if (config.tls_certificate is None) != (config.tls_key is None):
+        parser.error("arguments --tls-certificate and --tls-key: give both or neither")
+    if config.tls_client_ca is not None and config.tls_certificate is None:
+        parser.error("argument --tls-client-ca: needs --tls-certificate and --tls-key")
+    return config if config.threads else replace(config, threads=default_threads())
+
+
+def _adder(parser: argparse.ArgumentParser) -> Callable[..., None]:
+    defaults = {field.name: field.default for field in fields(Config)}
+
+    def add(name: str, kind: Callable[[str], Any], text: str, **options: Any) -> None:
+        options.setdefault("default", defaults[name.replace("-", "_")])
+        if "choices" not in options:
+            options.setdefault("metavar", name.rsplit("-", 1)[-1].upper())
+        parser.add_argument(f"--{name}", type=kind, help=text, **options)
+
+    return add
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        return _within(value, low, high)
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if math.isnan(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+        return _within(value, low, high)
+
+    return parse
+
+
+def _within(value: _Number, low: _Number, high: _Number) -> _Number:
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{value} is not in {low} … {high}")
+    return value
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be read: {error.strerror}") from None
+    return path
