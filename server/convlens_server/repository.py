@@ -185,7 +185,8 @@ def _try(name: str, number: int, path: Path, settings: EngineSettings) -> tuple[
         model = Model(name, number, path, settings)
     except ModelError as error:
         log.error("version %d of model %s cannot be served: %s", number, name, error)
-        return None, str(error)
+        # Callers are told why, but not where the server keeps its files.
+        return None, str(error).removeprefix(f"{path}: ")
     except DeviceError:
         raise
     except Exception as error:
