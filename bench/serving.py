@@ -1,0 +1,182 @@
+"""Measures this server against onnxruntime alone and against a server written by hand; see README.md.
+
+python bench/serving.py                  # measures, writes bench/results/serving.json, prints the table
+python bench/serving.py --table FILE     # prints the table of a stored result
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import feature_maps
+from answers import AnswerError, Questions
+from contenders import OURS, PLAIN, is_ready, measure_ours, measure_plain, our_server
+from convlens_server.config import parse_config
+from h2load import LoadError, require_h2load
+from processes import ProcessError, free_ports, run_child, serving
+from report import Result, goals, render, update_readme
+
+_HERE = Path(__file__).parent
+_FEATURE_MAPS = "feature_maps"
+_PARTS = (*OURS, PLAIN, _FEATURE_MAPS)
+# There are eight runs of onnxruntime alone, each as long as this part of a server's.
+_RAW_SHARE = 0.25
+_FEATURE_MAP_SHARE = 0.5
+# Load average of a machine that does nothing else.
+_QUIET = 0.5
+
+
+def measure(models: Path, model: str, seconds: float, repeats: int, only: list[str]) -> Result:
+    """Measures everything in turn, and that `repeats` times, so that what slows the machine down slows all of it down.
+
+    Args:
+        models: The model repository.
+        model: Name of the model that is measured; its highest version is.
+        seconds: For each server under each load.
+        repeats: Of the whole sequence.
+        only: Which of the parts; onnxruntime alone is always measured.
+
+    Raises:
+        LoadError: A request failed, or h2load is not there.
+        AnswerError: A server answered wrongly.
+        ProcessError: A server or a measurement failed.
+    """
+    h2load = require_h2load()
+    path = _highest_version(models / model)
+    described = run_child("in_process.py", "describe", path)
+    questions = Questions(model, described["shape"], described["scores"])
+    config = parse_config(["--models", str(models)])
+    result: Result = {
+        "model": model,
+        "model_version": int(path.parent.name),
+        "served": sorted(each.parent.parent.name for each in models.glob("*/*/model.onnx")),
+        "settings": {
+            "seconds": seconds,
+            "repeats": repeats,
+            "parts": only,
+            **{name: getattr(config, name) for name in ("threads", "max_batch", "max_queue_delay_ms")},
+        },
+        "machine": _machine(described["onnxruntime"], h2load),
+        "repeats": [],
+    }
+    if result["machine"]["load_before"] > _QUIET:
+        _say(f"this machine is busy (load average {result['machine']['load_before']:.1f}): the figures mean little")
+    with tempfile.TemporaryDirectory() as folder:
+        resnet, skipped = Path(folder), "not asked for"
+        expected: list[str] = []
+        if _FEATURE_MAPS in only:
+            missing = [name for name in ("torch", "torchvision", "onnxscript") if not importlib.util.find_spec(name)]
+            skipped = f"{', '.join(missing)} not installed (the training extra)" if missing else ""
+            if not skipped:
+                _say("exporting a ResNet-18")
+                expected = run_child("feature_maps.py", "export", resnet)
+        if skipped:
+            result["feature_maps_skipped"] = skipped
+        for n in range(repeats):
+            turn: dict[str, Any] = {"servers": {}}
+            _say(f"repeat {n + 1} of {repeats}: onnxruntime alone")
+            turn["raw"] = run_child("in_process.py", "measure", path, seconds * _RAW_SHARE)
+            for name in (each for each in (OURS[0], PLAIN, OURS[1]) if each in only):
+                _say(f"repeat {n + 1} of {repeats}: {name}")
+                turn["servers"][name] = (
+                    measure_plain(path, model, questions, seconds)
+                    if name == PLAIN
+                    else measure_ours(models, name, questions, seconds)
+                )
+            if not skipped:
+                _say(f"repeat {n + 1} of {repeats}: feature maps")
+                turn["feature_maps"] = _feature_maps(resnet, expected, seconds * _FEATURE_MAP_SHARE)
+            result["repeats"].append(turn)
+    result["goals"] = goals(result)
+    return result
+
+
+def _feature_maps(models: Path, expected: list[str], seconds: float) -> dict[str, Any]:
+    path = _highest_version(models / feature_maps.MODEL)
+    alone = run_child("feature_maps.py", "measure", path, seconds)
+    layers, block = alone.pop("layers"), alone.pop("first_block")
+    port, http_port = free_ports(2)
+    with serving(our_server(models, port, http_port, OURS[0]), lambda: is_ready(http_port)):
+        served = feature_maps.measure_served(port, block, seconds)
+    return {
+        "layers": len(layers),
+        "missing_layers": sorted(set(expected) - set(layers)),
+        "first_block_layers": len(block),
+        "in_process": alone,
+        "served": served,
+    }
+
+
+def _highest_version(folder: Path) -> Path:
+    versions = [path for path in folder.glob("*/model.onnx") if path.parent.name.isdigit()]
+    if not versions:
+        raise ProcessError(f"{folder} has no <version>/model.onnx; give --models the model repository")
+    return max(versions, key=lambda path: int(path.parent.name))
+
+
+def _machine(onnxruntime: str, h2load: str) -> dict[str, Any]:
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = next(int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**20, 1),
+        "load_before": os.getloadavg()[0],
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+        "onnxruntime": onnxruntime,
+        "h2load": h2load,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Measures or shows; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="lecture_cnn", help="the model that is measured (%(default)s)")
+    parser.add_argument("--models", type=Path, default=_HERE.parent / "models", help="the repository (models)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each server under each load (%(default)g)")
+    parser.add_argument("--repeats", type=int, default=3, help="of the whole sequence (%(default)d)")
+    parser.add_argument("--output", type=Path, default=_HERE / "results" / "serving.json", help="where results go")
+    parser.add_argument("--only", nargs="+", choices=_PARTS, default=list(_PARTS), help="parts to measure (all)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, show a stored result")
+    parser.add_argument("--update-readme", action="store_true", help="put the table into bench/README.md")
+    arguments = parser.parse_args()
+    if arguments.seconds < 1 or arguments.repeats < 1:
+        parser.error("--seconds and --repeats must be at least 1")
+    if arguments.table:
+        result = json.loads(arguments.table.read_text())
+    else:
+        try:
+            result = measure(arguments.models, arguments.model, arguments.seconds, arguments.repeats, arguments.only)
+        except (LoadError, AnswerError, ProcessError) as error:
+            _say(f"bench/serving.py: {error}")
+            return 1
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    table = render(result)
+    print(table)
+    if arguments.update_readme:
+        update_readme(_HERE / "README.md", table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
