@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from support import TRANSPORTS, Failure, Process, Served, conv_model, linear_model, put, serving
+from support import TRANSPORTS, Failure, Served, conv_model, linear_model, put, serving
 
 
 @pytest.fixture(scope="session")
@@ -31,22 +31,6 @@ def server(request: pytest.FixtureRequest, models: Path) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def serve() -> Callable[..., contextlib.AbstractContextManager[Served]]:
     return serving
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Process]]:
-    """Starts servers as processes; what is left of them at the end is killed."""
-    started: list[Process] = []
-
-    def start(models: Path, *flags: str, **options: Any) -> Process:
-        started.append(Process(models, *flags, **options))
-        return started[-1]
-
-    yield start
-    for each in started:
-        if each.process.poll() is None:
-            each.process.kill()
-        each.process.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,7 @@ def test_nothing_to_serve(serve, tmp_path):
 
     with pytest.raises(RepositoryError, match="cannot be read: No such file"), serve(tmp_path / "missing"):
         pass
-    with pytest.raises(RepositoryError, match="it must hold <name>/<version>/model.onnx"), serve(tmp_path):
+    with pytest.raises(RepositoryError, match="it must hold <name>"), serve(tmp_path):
         pass
     put(tmp_path, "bad", 1, b"junk")
     with pytest.raises(RepositoryError, match="could be loaded: bad version 1: not an ONNX model"), serve(tmp_path):
