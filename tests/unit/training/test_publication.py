@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from convlens_training import publication
+from convlens_training.errors import TrainingError
+from convlens_training.publication import check_repository, publish
+
+
+def files(models):
+    return {str(path.relative_to(models)): path.read_bytes() for path in models.rglob("*") if path.is_file()}
+
+
+def test_versions_count_up(tmp_path):
+    models = tmp_path / "new" / "models"
+    first = publish(b"a", models, "digits")
+    assert (first.version, first.path) == (1, models / "digits" / "1" / "model.onnx")
+    assert publish(b"b", models, "digits").version == 2
+    assert publish(b"c", models, "animals").version == 1
+    assert files(models) == {"digits/1/model.onnx": b"a", "digits/2/model.onnx": b"b", "animals/1/model.onnx": b"c"}
+
+
+def test_the_next_version_is_behind_the_highest(tmp_path):
+    for name in ("3", "10", "x", "README.md", "٤٤"):
+        (tmp_path / "digits" / name).mkdir(parents=True)
+    assert publish(b"a", tmp_path, "digits").version == 11
+
+
+def test_a_version_is_readable_by_others(tmp_path):
+    path = publish(b"a", tmp_path, "digits").path
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.parent.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_many_at_once_get_a_version_each(tmp_path, monkeypatch):
+    # All have looked for the next version before any takes it: all but one have to try again.
+    barrier = threading.Barrier(8)
+    rename = Path.rename
+    tried = threading.local()
+
+    def together(self, target):
+        if not hasattr(tried, "once"):
+            tried.once = True
+            barrier.wait(30)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", together)
+    contents = [bytes([n]) * 1000 for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        published = list(pool.map(lambda content: publish(content, tmp_path, "digits"), contents))
+    assert sorted(one.version for one in published) == list(range(1, 9))
+    for one, content in zip(published, contents, strict=True):
+        assert one.path.read_bytes() == content
+    assert len(files(tmp_path)) == 8
+
+
+def test_a_version_appears_with_all_that_is_in_it(tmp_path, monkeypatch):
+    seen = []
+    rename = Path.rename
+
+    def watched(self, target):
+        seen.append((self.name, (self / "model.onnx").read_bytes(), Path(target).exists()))
+        rename(self, target)
+        seen.append((target / "model.onnx").read_bytes())
+
+    monkeypatch.setattr(Path, "rename", watched)
+    publish(b"abc", tmp_path, "digits")
+    (name, before, existed), after = seen
+    assert name.startswith(".")
+    assert (before, existed, after) == (b"abc", False, b"abc")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error, call):
+    publish(b"a", tmp_path, "digits")
+    calls = []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == call:
+            raise error
+
+    monkeypatch.setattr(publication.os, "fsync", fsync)
+    expected = TrainingError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        publish(b"b", tmp_path, "digits")
+    if expected is TrainingError:
+        assert "could not be published in" in str(caught.value)
+        assert "No space left on device" in str(caught.value)
+    assert files(tmp_path) == {"digits/1/model.onnx": b"a"}
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+
+
+def test_what_a_kill_leaves_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".publish-digits-0123").mkdir()
+    assert publish(b"a", tmp_path, "digits").version == 1
+
+
+class TestCheckRepository:
+    def test_missing_folders_are_fine_and_not_made(self, tmp_path):
+        check_repository(tmp_path / "a" / "b", "digits")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_in_the_way(self, tmp_path):
+        (tmp_path / "digits").touch()
+        with pytest.raises(TrainingError, match="digits is not a folder"):
+            check_repository(tmp_path, "digits")
+        with pytest.raises(TrainingError, match="could not be published"):
+            publish(b"a", tmp_path, "digits")
+
+    def test_no_permission(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(publication.os, "access", lambda path, mode: False)
+        with pytest.raises(TrainingError, match="cannot be written to: change its permissions"):
+            check_repository(tmp_path, "digits")

@@ -1,0 +1,115 @@
+"""Exports a network to ONNX: uint8 images in, scores out, layers by name, nothing of this machine in the file."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+
+import onnx
+import torch
+from torch import nn
+
+from convlens.manifest import METADATA_KEY, Manifest
+from convlens_training.errors import TrainingError
+
+# Opset 18 in IR version 8 is read by onnxruntime 1.14 and later.
+OPSET, IR_VERSION = 18, 8
+INPUT, OUTPUT = "image", "scores"
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_PREPROCESSING = {"Transpose": "transpose", "Cast": "cast", "Mul": "scale", "Add": "shift"}
+
+
+def to_onnx(network: nn.Sequential, size: tuple[int, int, int]) -> onnx.ModelProto:
+    """Exports a network, for any number of images.
+
+    Input `image` is uint8 N × height × width × channels, output `scores` float32 N × classes. Nodes, and the tensors
+    they make, have the names of the network's modules; those of its first module are `preprocess/transpose`,
+    `preprocess/cast`, `preprocess/scale` and `preprocess/shift`, in this order. Dropout is left out.
+
+    Args:
+        network: As `networks.build` makes them; left in evaluation mode, on the CPU.
+        size: Height, width, channels.
+
+    Raises:
+        TrainingError: torch's exporter made something else of it.
+    """
+    network.eval().cpu()
+    example = torch.zeros(2, *size, dtype=torch.uint8)
+    chatty = logging.getLogger("torch.onnx")
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (example,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        chatty.setLevel(level)
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    _rename(model.graph)
+    _strip(model)
+    _check(model, network)
+    return model
+
+
+def with_manifest(model: onnx.ModelProto, manifest: Manifest) -> bytes:
+    """The file: a model of `to_onnx` with its manifest in the metadata."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    onnx.helper.set_model_props(made, {METADATA_KEY: manifest.to_json()})
+    onnx.checker.check_model(made, full_check=True)
+    return made.SerializeToString(deterministic=True)
+
+
+def _rename(graph: onnx.GraphProto) -> None:
+    """Gives nodes and tensors the names of the modules that they come from, as torch's exporter wrote them down."""
+    unnamed = {tensor.name for tensor in graph.initializer if "." not in tensor.name}
+    tensors: dict[str, str] = {}
+    for node in graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+        # E.g. ['', 'conv_1', 'conv2d']: the modules from outside in, then the call.
+        module = ["", *(str(scope) for scope in ast.literal_eval(scopes)[:-1])][-1]
+        node.name = f"preprocess/{_PREPROCESSING.get(node.op_type, node.op_type)}" if module == "preprocess" else module
+        tensors[node.output[0]] = node.name
+        tensors.update({name: f"{node.name}.operand_{n}" for n, name in enumerate(node.input) if name in unnamed})
+    tensors[graph.output[0].name] = OUTPUT
+    for node in graph.node:
+        node.input[:] = [tensors.get(name, name) for name in node.input]
+        node.output[:] = [tensors.get(name, name) for name in node.output]
+    for initializer in graph.initializer:
+        initializer.name = tensors.get(initializer.name, initializer.name)
+    graph.output[0].name = OUTPUT
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Leaves out what is there for debugging: stack traces with this machine's paths, in every node and tensor."""
+    graph = model.graph
+    graph.name = "network"
+    graph.ClearField("value_info")
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    model.ir_version = IR_VERSION
+
+
+def _check(model: onnx.ModelProto, network: nn.Sequential) -> None:
+    layers = [name for name, module in network[1:].named_children() if not isinstance(module, nn.Dropout)]
+    expected = [*(f"preprocess/{what}" for what in _PREPROCESSING.values()), *layers]
+    names = [node.name for node in model.graph.node]
+    if names != expected or model.functions or [entry.version for entry in model.opset_import] != [OPSET]:
+        raise TrainingError(
+            f"torch {torch.__version__}'s exporter made the nodes {', '.join(names)} of the network, instead of "
+            f"{', '.join(expected)} in opset {OPSET}: use another release of torch"
+        )
