@@ -7,12 +7,16 @@ bounded in images; a request beyond the bound is refused at once, with a hint wh
 
 from __future__ import annotations
 
+import collections
+import logging
 import queue
 import threading
 import time
 from typing import Generic, Protocol, TypeVar
 
 from convlens_server.errors import Cancelled, DeadlineExceeded, Draining, QueueFull, ServiceError
+
+log = logging.getLogger(__name__)
 
 
 class Item(Protocol):
@@ -41,6 +45,10 @@ class Item(Protocol):
 ItemT = TypeVar("ItemT", bound=Item)
 
 
+class _Wake:
+    """In the queue: look among the held items."""
+
+
 class Batcher(Generic[ItemT]):
     """A bounded queue of items that gives them out as batches. Thread-safe.
 
@@ -55,7 +63,9 @@ class Batcher(Generic[ItemT]):
         self.max_queue = max_queue
         self._max_delay = max_delay
         # SimpleQueue is implemented in C: a put and a get cost 0.1 µs, with a Condition 5 µs.
-        self._queue: queue.SimpleQueue[ItemT | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[ItemT | _Wake | None] = queue.SimpleQueue()
+        # Items that did not fit into a batch: they come before what is in the queue, and any consumer may take them.
+        self._held: collections.deque[ItemT] = collections.deque()
         self._lock = threading.Lock()
         self._waiting = 0
         self._closed = False
@@ -77,6 +87,12 @@ class Batcher(Generic[ItemT]):
         with self._lock:
             if self._closed:
                 raise Draining("the server is shutting down: send the request to another")
+            if item.count > self.max_queue:
+                raise QueueFull(
+                    f"the request has {item.count} images, more than the queue ever holds ({self.max_queue}): send "
+                    "fewer images a request, or start the server with a larger --max-queue",
+                    metadata={"images": item.count, "limit": self.max_queue},
+                )
             waiting = self._waiting + item.count
             if waiting > self.max_queue:
                 raise QueueFull(
@@ -105,13 +121,37 @@ class Batcher(Generic[ItemT]):
                 self._closed = True
                 self._queue.put(None)
 
-    def _get(self, timeout: float | None) -> ItemT | None:
-        """The next item; None when closed and empty. Raises queue.Empty after `timeout` seconds (None: never)."""
-        item = self._queue.get(timeout=timeout) if timeout is None or timeout > 0 else self._queue.get_nowait()
-        if item is None:
-            # Passed on to the next consumer.
-            self._queue.put(None)
-        return item
+    def _get(self, until: float | None) -> ItemT | None:
+        """The next item; None when closed and empty.
+
+        Args:
+            until: When to give up, seconds of `time.monotonic()`; None never does, 0 does at once.
+
+        Raises:
+            queue.Empty: There was none in time.
+        """
+        while True:
+            if self._held:
+                try:
+                    return self._held.popleft()
+                except IndexError:
+                    pass  # Another consumer was faster.
+            if until is None:
+                item = self._queue.get()
+            elif (seconds := until and until - time.monotonic()) > 0:
+                item = self._queue.get(timeout=seconds)
+            else:
+                item = self._queue.get_nowait()
+            if item is None:
+                # Passed on to the next consumer.
+                self._queue.put(None)
+            if not isinstance(item, _Wake):
+                return item
+
+    def _hold(self, item: ItemT) -> None:
+        """Puts back an item that did not fit; an idle consumer takes it at once."""
+        self._held.append(item)
+        self._queue.put(_Wake())
 
     def _taken(self, images: int) -> None:
         with self._lock:
@@ -123,15 +163,13 @@ class BatchIterator(Generic[ItemT]):
 
     def __init__(self, batcher: Batcher[ItemT]) -> None:
         self._batcher = batcher
-        self._held: ItemT | None = None
 
     def __iter__(self) -> BatchIterator[ItemT]:
         return self
 
     def __next__(self) -> list[ItemT]:
         while True:
-            first = self._held or self._batcher._get(None)
-            self._held = None
+            first = self._batcher._get(None)
             if first is None:
                 raise StopIteration
             batch = self._gather(first)
@@ -142,33 +180,41 @@ class BatchIterator(Generic[ItemT]):
                 return alive
 
     def _gather(self, first: ItemT) -> list[ItemT]:
-        """Takes what waits, as far as it fits; what does not fit is held for the next batch."""
+        """Takes what waits, as far as it fits; what does not fit begins the next batch, of whichever consumer."""
         batch = [first]
         room = self._batcher.max_batch - first.count
         delay = self._batcher._max_delay
         ends = time.monotonic() + delay if delay else 0.0
         while room > 0:
             try:
-                item = self._batcher._get(ends - time.monotonic() if delay else 0.0)
+                item = self._batcher._get(ends)
             except queue.Empty:
                 break
             if item is None:
                 break
             if item.count > room:
-                self._held = item
+                self._batcher._hold(item)
                 break
             batch.append(item)
             room -= item.count
         return batch
 
 
+def fail(item: Item, error: ServiceError) -> None:
+    """Answers an item with an error; the thread of an engine must survive even an item that breaks its promise."""
+    try:
+        item.fail(error)
+    except Exception:
+        log.exception("a request could not be answered")
+
+
 def _dropped(item: Item, now: float) -> bool:
     """Answers an item that nobody waits for any more."""
     if now >= item.deadline:
         late = now - item.enqueued
-        item.fail(DeadlineExceeded(f"deadline passed after {late * 1000:.0f} ms in the queue; nothing was computed"))
+        fail(item, DeadlineExceeded(f"deadline passed after {late * 1000:.0f} ms in the queue; nothing was computed"))
         return True
     if item.gone:
-        item.fail(Cancelled("the caller left while the request was in the queue; nothing was computed"))
+        fail(item, Cancelled("the caller left while the request was in the queue; nothing was computed"))
         return True
     return False

@@ -159,6 +159,8 @@ class Responder:
         # Of a whole batch at once: nearly every request asks for the same.
         simple = all(item.top_k == 1 and not item.all_scores and not item.all_logits for item in batch)
         lines = answers.top_one(scores) if simple else []
+        # All are made before the first is sent: what fails here fails the whole batch, and nobody is answered twice.
+        responses = []
         start = 0
         for item in batch:
             end = start + item.count
@@ -169,7 +171,9 @@ class Responder:
                     scores[start:end], logits[start:end], item.top_k, item.all_scores, item.all_logits
                 )
             start = end
-            item.answer(answers.response(results, (began - item.enqueued) * 1000, compute_ms))
+            responses.append(answers.response(results, (began - item.enqueued) * 1000, compute_ms))
+        for item, response in zip(batch, responses, strict=True):
+            item.answer(response)
         now = time.monotonic()
         self._metrics.batch(
             [item.method for item in batch],

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from convlens_server.errors import InvalidImage
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+# Opened directly: Image.open has a pixel limit of its own, which is global, and only warns below the double of it.
+_OPENERS = {
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+}
 _ORIENTATION = 0x0112
+# What turns an image upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(file: bytes, shape: tuple[int, int, int], max_pixels: int, index: int = 0) -> bytes:
@@ -33,25 +49,42 @@ def decode(file: bytes, shape: tuple[int, int, int], max_pixels: int, index: int
     height, width, channels = shape
     if not file:
         raise _error(index, "is empty", "EMPTY_IMAGE")
+    form = _format(file)
+    if form is None:
+        raise _error(index, "is not a JPEG, PNG or WebP file", "NOT_AN_IMAGE")
     try:
-        image: Image.Image = Image.open(io.BytesIO(file), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _error(index, f"has far more than {max_pixels} pixels, the limit", "TOO_MANY_PIXELS") from None
-    except Exception:
-        raise _error(index, "is not a JPEG, PNG or WebP file", "NOT_AN_IMAGE") from None
-    if image.width * image.height > max_pixels:
-        text = f"has {image.width} × {image.height} pixels, over the limit of {max_pixels}: send it smaller"
-        raise _error(index, text, "TOO_MANY_PIXELS")
-    form = image.format
-    try:
-        image.load()
-        image = _convert(_upright(image), "L" if channels == 1 else "RGB")
+        opened = _OPENERS[form](io.BytesIO(file), "")
+    except Image.DecompressionBombError as error:
+        # Pillow's WebP plugin asks for the limit itself.
+        raise _error(index, f"has more pixels than can be decoded: {error}", "TOO_MANY_PIXELS") from None
     except Exception as error:
-        text = f"is a {form} file that cannot be decoded ({' '.join(str(error).split())[:120]})"
-        raise _error(index, text, "UNDECODABLE_IMAGE") from None
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        raise _undecodable(index, form, error) from None
+    if opened.width * opened.height > max_pixels:
+        text = f"has {opened.width} × {opened.height} pixels, over the limit of {max_pixels}: send it smaller"
+        raise _error(index, text, "TOO_MANY_PIXELS")
+    try:
+        opened.load()
+        image = _convert(_upright(opened), "L" if channels == 1 else "RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+    except Exception as error:
+        raise _undecodable(index, form, error) from None
     return image.tobytes()
+
+
+def _format(file: bytes) -> str | None:
+    if file.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if file.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if file.startswith(b"RIFF") and file[8:12] == b"WEBP":
+        return "WebP"
+    return None
+
+
+def _undecodable(index: int, form: str, error: Exception) -> InvalidImage:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return _error(index, f"is a {form} file that cannot be decoded ({reason})", "UNDECODABLE_IMAGE")
 
 
 def _error(index: int, text: str, reason: str) -> InvalidImage:
@@ -60,18 +93,22 @@ def _error(index: int, text: str, reason: str) -> InvalidImage:
 
 def _upright(image: Image.Image) -> Image.Image:
     # Asking for EXIF costs 10 µs, so only where the file has some.
-    if "exif" not in image.info or image.getexif().get(_ORIENTATION, 1) == 1:
+    if "exif" not in image.info:
         return image
-    return ImageOps.exif_transpose(image)
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        # Damaged EXIF says nothing of the pixels.
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        return image
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith("I"):
         # 16-bit grey: Pillow would clip at 255.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
+        grey = np.asarray(image.convert("I"))
+        image = Image.fromarray(np.where(grey == image.info.get("transparency"), 0, grey >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from convlens_server.batcher import Batcher, ItemT
+from convlens_server.batcher import Batcher, ItemT, fail
 from convlens_server.errors import EngineFailed
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class EngineThread(Generic[ItemT]):
             except Exception as error:
                 log.error("batch of %d requests failed", len(batch), exc_info=error)
                 for item in batch:
-                    item.fail(EngineFailed(f"the engine failed on this batch: {type(error).__name__}"))
+                    fail(item, EngineFailed(f"the engine failed on this batch: {type(error).__name__}"))
 
     def _compute(self, batch: list[ItemT]) -> None:
         began = time.monotonic()

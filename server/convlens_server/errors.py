@@ -31,6 +31,11 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN = "convlens"
 _TYPE_PREFIX = "type.googleapis.com/google.rpc."
 
+# Most bytes of an error's text, and of each value of its metadata. A client refuses trailers of more than 8 KiB and
+# then sees RESOURCE_EXHAUSTED; the text is in them three times, percent-encoded once and in base64 twice.
+_MAX_TEXT = 1000
+_MAX_VALUE = 200
+
 
 class ServiceError(Exception):
     """A failed request: a text for people, a reason for programs.
@@ -163,11 +168,13 @@ def rpc_status(error: BaseException, request_id: str = "") -> status_pb2.Status:
     """The google.rpc.Status of an exception: the table of the module's docstring."""
     if not isinstance(error, ServiceError):
         error = ServiceError("internal error")
-    status = status_pb2.Status(code=error.code.value[0], message=str(error))
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    text = _clipped(str(error), _MAX_TEXT)
+    status = status_pb2.Status(code=error.code.value[0], message=text)
+    metadata = {key: _clipped(value, _MAX_VALUE) for key, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     status.details.append(_pack("ErrorInfo", info))
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
         status.details.append(_pack("BadRequest", error_details_pb2.BadRequest(field_violations=[violation])))
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
@@ -199,6 +206,11 @@ def near(name: str, names: Iterable[str]) -> str:
         return ""
     shown = ", ".join(names[:12])
     return f" (there are {shown}{', …' if len(names) > 12 else ''})"
+
+
+def _clipped(text: str, limit: int) -> str:
+    data = text.encode(errors="replace")
+    return data.decode() if len(data) <= limit else data[:limit].decode(errors="ignore") + "…"
 
 
 def _pack(kind: str, message: error_details_pb2.ErrorInfo | object) -> any_pb2.Any:

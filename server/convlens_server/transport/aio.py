@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+import functools
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -20,23 +22,31 @@ from convlens_server.transport.base import (
     Transport,
     TransportOptions,
     dispatch,
+    draining,
+    half_closed,
     unknown_method,
 )
+
+_CANCEL_TURNS = 8
 
 
 class _Call(Call):
     """A call; what other threads ask of it is done on the event loop."""
 
-    __slots__ = ("_changed", "_context", "_loop", "_over", "outbox", "status")
+    __slots__ = ("_changed", "_context", "_loop", "_outbox", "_over", "_peer", "ended", "status")
 
     def __init__(self, method: str, context: Any, loop: asyncio.AbstractEventLoop) -> None:
         remaining = context.time_remaining()
         super().__init__(method, math.inf if remaining is None else time.monotonic() + remaining)
         self._context = context
+        # Asked at once: grpc.aio ends the process with a segmentation fault if it is asked after the call is over.
+        self._peer = str(context.peer())
         self._loop = loop
         self._over = False
         self._changed = asyncio.Event()
-        self.outbox: collections.deque[bytes] = collections.deque()
+        self._outbox: collections.deque[bytes] = collections.deque()
+        # Whether the handler has ended the call; `status` follows in order, after the messages sent before.
+        self.ended = False
         self.status: Status | None = None
 
     @property
@@ -45,43 +55,50 @@ class _Call(Call):
 
     @property
     def peer(self) -> str:
-        return str(self._context.peer())
+        return self._peer
 
     def send(self, message: bytes) -> None:
-        self._loop.call_soon_threadsafe(self._put, message, None)
+        self._post(message, None)
 
     def reply(self, message: bytes) -> None:
-        self._loop.call_soon_threadsafe(self._put, message, OK)
+        self._post(message, OK)
 
     def finish(self, status: Status) -> None:
-        self._loop.call_soon_threadsafe(self._put, None, status)
+        self._post(None, status)
+
+    def _post(self, message: bytes | None, status: Status | None) -> None:
+        if self._over or self.ended:
+            return
+        self.ended = status is not None
+        # The loop is closed only after the transport has stopped, when all callers are gone.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._put, message, status)
 
     def _put(self, message: bytes | None, status: Status | None) -> None:
         if self._over or self.status is not None:
             return
         if message is not None:
-            self.outbox.append(message)
+            self._outbox.append(message)
         self.status = status
         self._changed.set()
 
     async def outgoing(self) -> AsyncIterator[bytes]:
         """Yields the messages in order until the call is finished."""
         while True:
-            while self.outbox:
-                yield self.outbox.popleft()
-                if not self.outbox and self.status is None and self.on_writable is not None:
-                    self.on_writable()
+            while self._outbox:
+                yield self._outbox.popleft()
+                if not self._outbox and self.status is None:
+                    self.notify(self.on_writable)
             if self.status is not None:
                 return
             self._changed.clear()
             await self._changed.wait()
 
     def closed(self, cancelled: bool) -> None:
-        self._over = True
         if cancelled:
             self.cancelled = True
-        if self.on_close is not None:
-            self.on_close()
+        self._over = True
+        self.notify(self.on_close)
 
 
 class AioTransport(Transport):
@@ -90,13 +107,16 @@ class AioTransport(Transport):
     name = "aio"
 
     def __init__(self, options: TransportOptions) -> None:
+        super().__init__()
         self._options = options
         self._methods = {method.name: method for method in options.methods}
         self._server = grpc.aio.server(options=options.channel_arguments())
         self._server.add_generic_rpc_handlers((_Handlers(self),))
-        self._open: set[_Call] = set()
+        self._open: dict[_Call, asyncio.Task[Any]] = {}
+        self._draining = False
 
     async def start(self) -> int:
+        """`Transport.start`."""
         options = self._options
         try:
             if options.tls_certificate:
@@ -116,94 +136,117 @@ class AioTransport(Transport):
         return int(port)
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109
-        stopped = asyncio.ensure_future(self._server.stop(grace=timeout))
-        # stop() closes the listener at its first turn; open calls are told after that.
-        await asyncio.sleep(0)
+        """`Transport.drain`."""
+        ends = time.monotonic() + timeout
+        self._draining = True
         for call in list(self._open):
-            if call.on_drain is not None:
-                call.on_drain()
-        ended = time.monotonic() + timeout
+            self._tell(call)
+        await self._linger(timeout)
+        # A grace longer than the timeout: what is left after the timeout is cancelled here, by the second stop.
+        stopped = asyncio.ensure_future(self._server.stop(grace=timeout + 60.0))
+        done, _ = await asyncio.wait({stopped}, timeout=max(ends - time.monotonic(), 0.0))
+        await self.stop()
         await stopped
-        return time.monotonic() < ended
+        return bool(done)
 
     async def stop(self) -> None:
+        """`Transport.stop`."""
         await self._server.stop(grace=None)
+        # grpc.aio has cancelled them, but does not wait for them.
+        if self._open:
+            await asyncio.wait(set(self._open.values()))
 
     def handler(self, name: str) -> Any:
-        """The grpc.aio handler of a method; of one that ends the call where there is no such method."""
+        """The grpc.aio handler of a call; one that ends it where there is no such method, or where no more come in."""
         method = self._methods.get(name)
-        if method is None:
+        if method is None or self._draining:
+            self._refused += self._draining
+            status = unknown_method(name) if method is None else draining()
 
             async def refuse(requests: AsyncIterator[bytes], context: Any) -> None:
-                await _finish(context, unknown_method(name))
+                await _finish(context, status)
 
             return grpc.stream_stream_rpc_method_handler(refuse)
         if method.streams:
 
             async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
-                await self._stream(method, requests, context)
+                await self._stream(method, context)
 
             return grpc.stream_stream_rpc_method_handler(stream)
 
-        async def unary(request: bytes, context: Any) -> bytes:
-            return await self._unary(method, request, context)
+        async def unary(requests: AsyncIterator[bytes], context: Any) -> bytes:
+            return await self._unary(method, context)
 
-        return grpc.unary_unary_rpc_method_handler(unary)
+        # Not unary_unary: grpc.aio leaves a call unanswered that is closed before its message.
+        return grpc.stream_unary_rpc_method_handler(unary)
 
-    async def _unary(self, method: Method, request: bytes, context: Any) -> bytes:
-        call = self._opened(method, context)
-        try:
-            dispatch(method, request, call, self._options.max_message_bytes)
-            message = b""
+    async def _unary(self, method: Method, context: Any) -> bytes:
+        answer = b""
+        with self._opened(method, context) as call:
+            await self._read_one(method, context, call)
             async for message in call.outgoing():
-                pass
-        except asyncio.CancelledError:
-            self._closed(call, cancelled=True)
-            raise
-        self._closed(call, cancelled=False)
+                answer = message
         await _finish(context, call.status or OK)
-        return message
+        return answer
 
-    async def _stream(self, method: Method, requests: AsyncIterator[bytes], context: Any) -> None:
-        call = self._opened(method, context)
-        window = asyncio.Semaphore(method.window or 1)
-        reader = asyncio.ensure_future(self._read(method, requests, call, window))
+    async def _stream(self, method: Method, context: Any) -> None:
+        window = asyncio.Semaphore(method.window)
+        read = self._read_one if method.half_close is None else functools.partial(self._read, window=window)
+        with self._opened(method, context) as call:
+            reader = asyncio.ensure_future(read(method, context, call))
+            try:
+                async for message in call.outgoing():
+                    await context.write(message)
+                    window.release()
+            finally:
+                reader.cancel()
+                await asyncio.wait({reader})
+        await _finish(context, call.status or OK)
+
+    @contextlib.contextmanager
+    def _opened(self, method: Method, context: Any) -> Iterator[_Call]:
+        call = _Call(method.name, context, asyncio.get_running_loop())
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[call] = task
         try:
-            async for message in call.outgoing():
-                await context.write(message)
-                window.release()
-        except asyncio.CancelledError:
-            self._closed(call, cancelled=True)
+            yield call
+        except BaseException:
+            # CancelledError, or what writing raises on a connection that broke.
+            call.closed(cancelled=True)
             raise
         finally:
-            reader.cancel()
-        self._closed(call, cancelled=False)
-        await _finish(context, call.status or OK)
+            del self._open[call]
+        call.closed(cancelled=False)
 
-    async def _read(
-        self, method: Method, requests: AsyncIterator[bytes], call: _Call, window: asyncio.Semaphore
-    ) -> None:
-        limit = self._options.max_message_bytes
-        if method.half_close is None:
-            async for request in requests:
-                dispatch(method, request, call, limit)
-                return
+    async def _read_one(self, method: Method, context: Any, call: _Call) -> None:
+        request = await context.read()
+        if request is grpc.aio.EOF:
             call.fail(InvalidRequest("the call was closed before its request message arrived"))
-            return
+        else:
+            self._dispatch(method, request, call)
+
+    async def _read(self, method: Method, context: Any, call: _Call, window: asyncio.Semaphore) -> None:
         await window.acquire()
-        async for request in requests:
-            dispatch(method, request, call, limit)
+        while not call.ended and (request := await context.read()) is not grpc.aio.EOF:
+            self._dispatch(method, request, call)
             await window.acquire()
-        method.half_close(call)
+        # A cancelled call looks as if it were half-closed, and its end is on its way: it comes before a second read,
+        # and grpc.aio takes some turns of the loop to cancel `_stream`, which cancels this task.
+        if not call.ended and await context.read() is grpc.aio.EOF:
+            for _ in range(_CANCEL_TURNS):
+                await asyncio.sleep(0)
+            half_closed(method, call)
 
-    def _opened(self, method: Method, context: Any) -> _Call:
-        call = _Call(method.name, context, asyncio.get_running_loop())
-        self._open.add(call)
-        return call
+    def _dispatch(self, method: Method, request: bytes, call: _Call) -> None:
+        dispatch(method, request, call, self._options.max_message_bytes)
+        if self._draining:
+            self._tell(call)
 
-    def _closed(self, call: _Call, cancelled: bool) -> None:
-        self._open.discard(call)
-        call.closed(cancelled)
+    def _tell(self, call: _Call) -> None:
+        """Tells a call that the server drains, once: here, or when its handler has only now set `on_drain`."""
+        on_drain, call.on_drain = call.on_drain, None
+        call.notify(on_drain)
 
 
 class _Handlers(grpc.GenericRpcHandler):

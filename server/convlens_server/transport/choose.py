@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import grpc
 
@@ -52,10 +53,11 @@ async def _prove() -> None:
     try:
         proof = b"proof"
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-            answer = await asyncio.wait_for(channel.unary_unary("/convlens.Proof/Echo")(proof, timeout=3.0), 3.0)
+            call: Any = channel.unary_unary("/convlens.Proof/Echo")
+            answer = await asyncio.wait_for(call(proof, timeout=3.0), 3.0)
         if answer != proof:
             raise RuntimeError(f"echo answered {answer!r}")
     finally:
         # Draining first: cancelling at once makes core print the GOAWAY of a closing channel.
-        await transport.drain(1.0)
+        await transport.drain(0.2)
         await transport.stop()

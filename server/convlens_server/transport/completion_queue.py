@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import grpc
-from grpc._cython import cygrpc
+import grpc._cython.cygrpc as cygrpc
 
 from convlens_server.errors import InvalidRequest, Status
 from convlens_server.transport.base import (
@@ -29,6 +29,8 @@ from convlens_server.transport.base import (
     Transport,
     TransportOptions,
     dispatch,
+    draining,
+    half_closed,
     unknown_method,
 )
 
@@ -37,6 +39,9 @@ log = logging.getLogger(__name__)
 # Calls of one method that may arrive before the next turn of the loop without waiting in core: 25,000 calls/s came
 # through with 64.
 _ARMED_CALLS = 64
+
+# Cancelled calls end within milliseconds; if one does not, the process must still be able to end.
+_STOP_SECONDS = 10.0
 
 _UNKNOWN = object()
 _SHUTDOWN = object()
@@ -71,18 +76,23 @@ class _Sent:
 
 
 class _Call(Call):
-    """A call that is answered by one message or by a status."""
+    """A call that is answered by one message or by a status.
 
-    __slots__ = ("_core", "_metadata", "_over", "registered")
+    `_lock` guards the outgoing side, which any thread may use; the incoming side belongs to the polling thread. Once
+    `_over` nothing is started on the call any more: core ends the process if that happens after the queue's end.
+    """
+
+    __slots__ = ("_core", "_lock", "_metadata", "_over", "registered")
 
     def __init__(self, registered: _Registered, event: Any) -> None:
         deadline = event.call_details.deadline
-        if deadline != math.inf:
-            deadline += time.monotonic() - time.time()
+        # Core's infinite future comes as 2^63 seconds.
+        deadline = math.inf if deadline > 2**62 else deadline + time.monotonic() - time.time()
         super().__init__(registered.method.name, deadline)
         self.registered = registered
         self._core = event.call
         self._metadata = event.invocation_metadata
+        self._lock = threading.Lock()
         self._over = False
 
     @property
@@ -98,53 +108,53 @@ class _Call(Call):
         raise TypeError(f"{self.method} does not stream: use reply")
 
     def reply(self, message: bytes) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._core.start_server_batch(
-            (
-                cygrpc.SendInitialMetadataOperation(None, 0),
-                cygrpc.SendMessageOperation(message, 0),
-                cygrpc.SendStatusFromServerOperation(None, 0, b"", 0),
-            ),
-            None,
+        operations = (
+            cygrpc.SendInitialMetadataOperation(None, 0),
+            cygrpc.SendMessageOperation(message, 0),
+            cygrpc.SendStatusFromServerOperation(None, 0, b"", 0),
         )
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            self._core.start_server_batch(operations, None)
 
     def finish(self, status: Status) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._core.start_server_batch((cygrpc.SendInitialMetadataOperation(None, 0), _status(status)), None)
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            self._core.start_server_batch((cygrpc.SendInitialMetadataOperation(None, 0), _status(status)), None)
 
     def start(self) -> None:
-        self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self)
         self._core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), _Closed(self))
+        self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self)
 
-    def received(self, message: bytes | None, max_message_bytes: int) -> None:
-        if message is not None:
-            dispatch(self.registered.method, message, self, max_message_bytes)
-        elif not self.cancelled:
+    def received(self, event: Any, max_message_bytes: int) -> None:
+        # Not a success: core refused the message by its size limit, and has ended the call itself.
+        if self._over or not event.success:
+            return
+        message = event.batch_operations[0].message()
+        if message is None:
             self.fail(InvalidRequest("the call was closed before its request message arrived"))
+        else:
+            dispatch(self.registered.method, message, self, max_message_bytes)
 
     def closed(self, cancelled: bool) -> None:
-        if cancelled:
-            self.cancelled = True
-        self._over = True
-        if self.on_close is not None:
-            self.on_close()
+        with self._lock:
+            if cancelled:
+                self.cancelled = True
+            self._over = True
+        self.notify(self.on_close)
 
 
 class _StreamingCall(_Call):
-    """A call that is answered by many messages, and may take many.
+    """A call that is answered by many messages, and may take many."""
 
-    `_lock` guards the outgoing side, which any thread may use; the incoming side belongs to the polling thread.
-    """
-
-    __slots__ = ("_half_closed", "_lock", "_outbox", "_reading", "_sending", "_started", "_status", "_unanswered")
+    __slots__ = ("_half_closed", "_outbox", "_reading", "_sending", "_started", "_status", "_unanswered")
 
     def __init__(self, registered: _Registered, event: Any) -> None:
         super().__init__(registered, event)
-        self._lock = threading.Lock()
         self._outbox: collections.deque[bytes] = collections.deque()
         self._status: Status | None = None
         self._sending = False
@@ -182,44 +192,53 @@ class _StreamingCall(_Call):
             self._over = self._started = True
             self._core.start_server_batch((*opening, _status(self._status)), None)
 
-    def sent(self) -> None:
+    def sent(self, event: Any) -> None:
+        if not event.success:
+            # The caller has gone; the end of the call follows.
+            return
         with self._lock:
             self._sending = False
             self._advance()
             idle = not self._sending and not self._over
         self._unanswered -= 1
-        self._read_on()
-        if idle and self.on_writable is not None:
-            self.on_writable()
+        if self.registered.method.half_close is not None:
+            self._read_on()
+        if idle:
+            self.notify(self.on_writable)
 
-    def received(self, message: bytes | None, max_message_bytes: int) -> None:
+    def received(self, event: Any, max_message_bytes: int) -> None:
         method = self.registered.method
         if method.half_close is None:
-            super().received(message, max_message_bytes)
+            super().received(event, max_message_bytes)
             return
         self._reading = False
-        if message is None:
-            self._half_closed = True
-            if not self.cancelled:
-                method.half_close(self)
+        if self._over or self._status is not None or not event.success:
             return
-        self._unanswered += 1
-        dispatch(method, message, self, max_message_bytes)
-        self._read_on()
+        message = event.batch_operations[0].message()
+        if message is not None:
+            self._unanswered += 1
+            dispatch(method, message, self, max_message_bytes)
+            self._read_on()
+        elif self._half_closed:
+            half_closed(method, self)
+        else:
+            # A cancelled call looks like this too, and its end is on its way; it comes before what is read now.
+            self._half_closed = True
+            self._read()
 
     def _read_on(self) -> None:
-        method = self.registered.method
-        if method.half_close is None or self._reading or self._half_closed or self._over:
-            return
-        if self._unanswered < method.window:
-            self._reading = True
-            self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self)
+        if not self._reading and not self._half_closed and self._unanswered < self.registered.method.window:
+            self._read()
+
+    def _read(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._reading = True
+                self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self)
 
     def closed(self, cancelled: bool) -> None:
-        with self._lock:
-            self._over = True
-            self._outbox.clear()
         super().closed(cancelled)
+        self._outbox.clear()
 
 
 class CompletionQueueTransport(Transport):
@@ -228,28 +247,26 @@ class CompletionQueueTransport(Transport):
     name = "completion_queue"
 
     def __init__(self, options: TransportOptions) -> None:
+        super().__init__()
         self._options = options
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(options.channel_arguments(), False)
         self._server.register_completion_queue(self._queue)
         self._thread = threading.Thread(target=self._poll, name="transport", daemon=True)
-        self._streaming: set[_StreamingCall] = set()
+        self._open: set[_Call] = set()
         self._draining = False
+        self._drain_lock = threading.Lock()
+        self._stopping = False
+        self._core_stopped = False
         self._drained = threading.Event()
 
     async def start(self) -> int:
+        """`Transport.start`."""
         options = self._options
-        address = options.address.encode()
-        if options.tls_certificate:
-            credentials = grpc.ssl_server_credentials(
-                [(options.tls_key, options.tls_certificate)],
-                root_certificates=options.tls_client_ca or None,
-                require_client_auth=bool(options.tls_client_ca),
-            )
-            port = self._server.add_http2_port(address, credentials._credentials)
-        else:
-            port = self._server.add_http2_port(address)
+        port = self._bind()
         if not port:
+            self._queue.shutdown()
+            self._server.destroy()
             raise OSError(f"cannot listen on {options.address}: the address is in use or not of this machine")
         for method in options.methods:
             self._server.register_method(method.name)
@@ -260,26 +277,60 @@ class CompletionQueueTransport(Transport):
                 self._server.request_registered_call(self._queue, self._queue, method.name, registered)
         self._server.request_call(self._queue, self._queue, _UNKNOWN)
         self._thread.start()
-        return int(port)
+        return port
+
+    def _bind(self) -> int:
+        options = self._options
+        address = options.address.encode()
+        if options.tls_certificate:
+            credentials = grpc.ssl_server_credentials(
+                [(options.tls_key, options.tls_certificate)],
+                root_certificates=options.tls_client_ca or None,
+                require_client_auth=bool(options.tls_client_ca),
+            )
+            return int(self._server.add_http2_port(address, credentials._credentials))  # type: ignore[attr-defined]
+        return int(self._server.add_http2_port(address))
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109
+        """`Transport.drain`."""
+        ends = time.monotonic() + timeout
         self._draining = True
-        self._server.shutdown(self._queue, _SHUTDOWN)
-        for call in list(self._streaming):
-            if call.on_drain is not None:
-                call.on_drain()
-        return await asyncio.to_thread(self._drained.wait, timeout)
+        for call in list(self._open):
+            self._tell(call)
+        await self._linger(timeout)
+        self._shut_down()
+        if await asyncio.to_thread(self._drained.wait, ends - time.monotonic()):
+            return True
+        self._server.cancel_all_calls()
+        return False
 
     async def stop(self) -> None:
-        if not self._draining:
-            self._draining = True
-            self._server.shutdown(self._queue, _SHUTDOWN)
+        """`Transport.stop`."""
+        if self._thread.ident is None:
+            return
+        self._draining = True
+        self._shut_down()
         if not self._drained.is_set():
             self._server.cancel_all_calls()
-            await asyncio.to_thread(self._drained.wait)
+            if not await asyncio.to_thread(self._drained.wait, _STOP_SECONDS):
+                log.error(
+                    "%d calls did not end when they were cancelled: leaving them to the process's end", len(self._open)
+                )
+                return
         self._queue.shutdown()
         await asyncio.to_thread(self._thread.join)
         self._server.destroy()
+
+    def _shut_down(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._server.shutdown(self._queue, _SHUTDOWN)
+
+    def _tell(self, call: _Call) -> None:
+        """Tells a call that the server drains, once: here, or when its handler has only now set `on_drain`."""
+        with self._drain_lock:
+            on_drain, call.on_drain = call.on_drain, None
+        call.notify(on_drain)
 
     def _poll(self) -> None:
         poll = self._queue.poll
@@ -296,43 +347,50 @@ class CompletionQueueTransport(Transport):
         tag = event.tag
         kind = type(tag)
         if kind is _Call or kind is _StreamingCall:
-            tag.received(event.batch_operations[0].message(), self._options.max_message_bytes)
+            tag.received(event, self._options.max_message_bytes)
+            if self._draining:
+                self._tell(tag)
         elif kind is _Closed:
-            call = tag.call
-            if type(call) is _StreamingCall:
-                self._streaming.discard(call)
-            call.closed(event.batch_operations[0].cancelled())
+            self._open.discard(tag.call)
+            tag.call.closed(event.batch_operations[0].cancelled())
         elif kind is _Registered:
             if not event.success:
                 return
-            if not self._draining:
+            if not self._stopping:
                 self._server.request_registered_call(self._queue, self._queue, tag.method.name, tag)
+            if self._draining:
+                self._refused += 1
+                _refuse(event, draining())
+                return
             call = tag.call_type(tag, event)
-            if type(call) is _StreamingCall:
-                self._streaming.add(call)
             call.start()
+            self._open.add(call)
         elif kind is _Sent:
-            tag.call.sent()
+            tag.call.sent(event)
         elif tag is _UNKNOWN and event.success:
-            if not self._draining:
+            if not self._stopping:
                 self._server.request_call(self._queue, self._queue, _UNKNOWN)
-            self._refuse(event)
+            name = event.call_details.method
+            _refuse(event, unknown_method(name.decode() if isinstance(name, bytes) else name))
         elif tag is _SHUTDOWN:
+            self._core_stopped = True
+        # Core reports its shutdown when all connections are closed, which may be before their calls are over here.
+        if self._core_stopped and not self._open:
             self._drained.set()
 
-    def _refuse(self, event: Any) -> None:
-        name = event.call_details.method
-        status = unknown_method(name.decode() if isinstance(name, bytes) else name)
-        event.call.start_server_batch(
-            (
-                cygrpc.SendInitialMetadataOperation(None, 0),
-                cygrpc.ReceiveCloseOnServerOperation(0),
-                _status(status),
-            ),
-            None,
-        )
+
+def _refuse(event: Any, status: Status) -> None:
+    """Ends a new call at once."""
+    event.call.start_server_batch(
+        (
+            cygrpc.SendInitialMetadataOperation(None, 0),
+            cygrpc.ReceiveCloseOnServerOperation(0),
+            _status(status),
+        ),
+        None,
+    )
 
 
 def _status(status: Status) -> Any:
     trailing = (("grpc-status-details-bin", status.details),) if status.details else None
-    return cygrpc.SendStatusFromServerOperation(trailing, status.code.value[0], status.text.encode(), 0)
+    return cygrpc.SendStatusFromServerOperation(trailing, status.code.value[0], status.text.encode(errors="replace"), 0)

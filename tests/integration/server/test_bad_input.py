@@ -62,7 +62,7 @@ REQUESTS = {
     ),
     "a decompression bomb": (
         {"images": files(bomb())},
-        (CODE.INVALID_ARGUMENT, "TOO_MANY_PIXELS", "images", "has far more than 50000000 pixels, the limit"),
+        (CODE.INVALID_ARGUMENT, "TOO_MANY_PIXELS", "images", "has 60000 × 60000 pixels, over the limit of 50000000"),
     ),
     "no images": (
         {"images": pb.Images()},
