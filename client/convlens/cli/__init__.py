@@ -1,0 +1,72 @@
+"""The `convlens` command. It needs only the SDK; `serve` and `train` call their packages, if they are installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+from convlens._errors import Error
+from convlens.cli._parser import parser
+
+_OURS = {"convlens", "convlens_server", "convlens_training"}
+# Command: the module whose main(argv) takes its arguments, and the extras that it needs.
+_DELEGATES = {
+    "serve": ("convlens_server.main", "server"),
+    "train": ("convlens_training.cli", "server,training"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The arguments without the program's name; None means this process's.
+
+    Returns:
+        The exit status: 0, 1 after an error, 2 after wrong usage, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in _DELEGATES:
+            return _delegate(arguments[0], arguments[1:])
+        return _ask(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _ask(arguments: list[str]) -> int:
+    try:
+        options = parser(importlib.metadata.version("convlens")).parse_args(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has left, e.g. `head`. What is still in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Error, OSError) as error:
+        print(f"convlens: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _delegate(command: str, arguments: list[str]) -> int:
+    module, extras = _DELEGATES[command]
+    try:
+        status: int = importlib.import_module(module).main(arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing in _OURS or importlib.util.find_spec(missing):
+            raise
+        print(
+            f"convlens: {command} needs the package {missing}, which is missing: pip install 'convlens[{extras}]'",
+            file=sys.stderr,
+        )
+        return 1
+    return status

@@ -1,0 +1,109 @@
+"""The command line's grammar."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+from convlens._channel import DEFAULT_TIMEOUT
+from convlens.cli import _bench, _commands
+
+_SERVER = "CONVLENS_SERVER"
+
+
+def parser(version: str) -> argparse.ArgumentParser:
+    """The parser; what it parses has a `run`, to be called with it."""
+    top = argparse.ArgumentParser(
+        prog="convlens",
+        description="Classifies images with convolutional networks, and shows what they compute inside.",
+        epilog="convlens COMMAND --help tells more.",
+    )
+    top.add_argument("--version", action="version", version=f"convlens {version}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    asks = [_asking()]
+    chooses = [*asks, _choosing()]
+
+    command = commands.add_parser("classify", parents=chooses, help="classify images")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="a JPEG, PNG or WebP file")
+    command.add_argument("--top-k", type=_positive, metavar="K", help="predictions an image (default: 5)")
+    command.set_defaults(run=_commands.classify)
+
+    command = commands.add_parser("maps", parents=chooses, help="write the feature maps of layers")
+    command.add_argument("image", metavar="IMAGE", help="a JPEG, PNG or WebP file")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--layers", type=_list, default=[], metavar="A,B", help="names of layers")
+    which.add_argument("--kinds", type=_list, default=[], metavar="A,B", help="kinds of layers (default: conv)")
+    which.add_argument("--all", action="store_true", help="every layer")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "--output", type=Path, default=Path("maps"), metavar="DIR",
+        help="write a PNG file a layer there: a tile a channel, each by its own range (default: maps)",
+    )  # fmt: skip
+    where.add_argument("--npz", type=Path, metavar="FILE", help="write one NumPy archive instead: float32, exact")
+    command.set_defaults(run=_commands.maps)
+
+    command = commands.add_parser("models", parents=asks, help="list the server's models")
+    command.set_defaults(run=_commands.models)
+
+    command = commands.add_parser("layers", parents=asks, help="list the layers of a model")
+    command.add_argument("model", metavar="MODEL")
+    _add_version(command)
+    command.set_defaults(run=_commands.layers)
+
+    command = commands.add_parser("bench", parents=chooses, help="measure a running server")
+    command.add_argument("--concurrency", type=_positive, default=8, metavar="N", help="callers (default: 8)")
+    command.add_argument("--images", type=_positive, default=1, metavar="N", help="images a request (default: 1)")
+    until = command.add_mutually_exclusive_group()
+    until.add_argument("--requests", type=_positive, metavar="N", help="stop after so many")
+    until.add_argument("--seconds", type=_seconds, default=10.0, metavar="S", help="stop after (default: 10)")
+    command.set_defaults(run=_bench.bench)
+
+    # Only for the list of commands: main has passed these on before.
+    commands.add_parser("serve", add_help=False, help="start a server (needs convlens[server])")
+    commands.add_parser("train", add_help=False, help="train a network (needs convlens[server,training])")
+    return top
+
+
+def _asking() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--server", default=os.environ.get(_SERVER) or "localhost:8001", metavar="HOST:PORT",
+        help=f"the server's gRPC address (default: ${_SERVER}, or localhost:8001)",
+    )  # fmt: skip
+    options.add_argument(
+        "--timeout", type=_seconds, default=DEFAULT_TIMEOUT, metavar="S",
+        help=f"seconds to wait for an answer (default: {DEFAULT_TIMEOUT:g})",
+    )  # fmt: skip
+    options.add_argument("--json", action="store_true", help="print JSON")
+    return options
+
+
+def _choosing() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--model", default="", help="the model's name (may be left out where the server has only one)")
+    _add_version(options)
+    return options
+
+
+def _add_version(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--version", type=_positive, default=0, metavar="N", help="its version (default: the highest)")
+
+
+def _list(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
