@@ -28,6 +28,9 @@ from convlens_server.transport.choose import make_transport
 
 log = logging.getLogger(__name__)
 
+# On the CPU larger batches compute no faster, and what waits for them idles the transport.
+_MAX_BATCH = {"cpu": 16, "cuda": 128}
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -108,8 +111,7 @@ def _engine_settings(config: Config, device: Device) -> EngineSettings:
     return EngineSettings(
         device=device,
         threads=config.threads,
-        spin=False,
-        max_batch=config.max_batch,
+        max_batch=config.max_batch or _MAX_BATCH[device.kind],
         max_queue=config.max_queue,
         max_queue_delay=config.max_queue_delay_ms / 1000,
     )

@@ -56,9 +56,10 @@ class Batcher(Generic[ItemT]):
         max_batch: Most images of a batch; an item with more makes a batch of its own.
         max_queue: Most images that wait.
         max_delay: Seconds that an incomplete batch may wait for more; 0 never waits.
+        help_from: Waiting images from which on helping consumers take some of them.
     """
 
-    def __init__(self, max_batch: int, max_queue: int, max_delay: float = 0.0) -> None:
+    def __init__(self, max_batch: int, max_queue: int, max_delay: float = 0.0, help_from: int = 1) -> None:
         self.max_batch = max_batch
         self.max_queue = max_queue
         self._max_delay = max_delay
@@ -66,6 +67,10 @@ class Batcher(Generic[ItemT]):
         self._queue: queue.SimpleQueue[ItemT | _Wake | None] = queue.SimpleQueue()
         # Items that did not fit into a batch: they come before what is in the queue, and any consumer may take them.
         self._held: collections.deque[ItemT] = collections.deque()
+        self._help_from = help_from
+        # Calls resting helpers: True to look, False when there will be no more to do.
+        self._help: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._resting = 0
         self._lock = threading.Lock()
         self._waiting = 0
         self._closed = False
@@ -76,6 +81,11 @@ class Batcher(Generic[ItemT]):
     def waiting(self) -> int:
         """Images in the queue."""
         return self._waiting
+
+    @property
+    def needs_help(self) -> bool:
+        """Whether so many images wait that helping consumers take some of them."""
+        return self._waiting >= self._help_from
 
     def submit(self, item: ItemT) -> None:
         """Queues an item.
@@ -104,10 +114,17 @@ class Batcher(Generic[ItemT]):
             self._waiting = waiting
             item.enqueued = time.monotonic()
             self._queue.put(item)
+            if self._resting and self.needs_help:
+                self._resting -= 1
+                self._help.put(True)
 
-    def batches(self) -> BatchIterator[ItemT]:
-        """A consumer of the queue, for one engine thread; several share the queue."""
-        return BatchIterator(self)
+    def batches(self, helping: bool = False) -> BatchIterator[ItemT]:
+        """A consumer of the queue, for one engine thread; several share the queue.
+
+        Args:
+            helping: Whether it rests until `help_from` images wait, because the other consumers are busy.
+        """
+        return BatchIterator(self, helping)
 
     def computed(self, images: int, seconds: float) -> None:
         """Tells how long a batch took."""
@@ -120,6 +137,7 @@ class Batcher(Generic[ItemT]):
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
+                self._help.put(False)
 
     def _get(self, until: float | None) -> ItemT | None:
         """The next item; None when closed and empty.
@@ -153,6 +171,16 @@ class Batcher(Generic[ItemT]):
         self._held.append(item)
         self._queue.put(_Wake())
 
+    def _rest(self) -> None:
+        """Returns when a helper is needed, or all is over."""
+        with self._lock:
+            if self._closed or self.needs_help:
+                return
+            self._resting += 1
+        if not self._help.get():
+            # Passed on to the next helper.
+            self._help.put(False)
+
     def _taken(self, images: int) -> None:
         with self._lock:
             self._waiting -= images
@@ -161,15 +189,16 @@ class Batcher(Generic[ItemT]):
 class BatchIterator(Generic[ItemT]):
     """Yields batches: non-empty lists of items of at most `max_batch` images together, unless one has more alone."""
 
-    def __init__(self, batcher: Batcher[ItemT]) -> None:
+    def __init__(self, batcher: Batcher[ItemT], helping: bool) -> None:
         self._batcher = batcher
+        self._helping = helping
 
     def __iter__(self) -> BatchIterator[ItemT]:
         return self
 
     def __next__(self) -> list[ItemT]:
         while True:
-            first = self._batcher._get(None)
+            first = self._first()
             if first is None:
                 raise StopIteration
             batch = self._gather(first)
@@ -178,6 +207,17 @@ class BatchIterator(Generic[ItemT]):
             alive = [item for item in batch if not _dropped(item, now)]
             if alive:
                 return alive
+
+    def _first(self) -> ItemT | None:
+        """The first item of the next batch; None when closed and empty."""
+        if not self._helping:
+            return self._batcher._get(None)
+        while True:
+            self._batcher._rest()
+            try:
+                return self._batcher._get(0.0)
+            except queue.Empty:
+                pass  # Another consumer was faster.
 
     def _gather(self, first: ItemT) -> list[ItemT]:
         """Takes what waits, as far as it fits; what does not fit begins the next batch, of whichever consumer."""

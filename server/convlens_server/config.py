@@ -28,7 +28,7 @@ class Config:
     http_port: int = 8000
     device: str = "auto"
     threads: int = 0
-    max_batch: int = 32
+    max_batch: int = 0
     max_queue: int = 4096
     max_queue_delay_ms: float = 0.0
     max_images: int = 256
@@ -73,8 +73,8 @@ def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
     add(
         "device", str, "auto, cpu, cuda or cuda:<index>; only auto falls back to the CPU, and says so", metavar="DEVICE"
     )
-    add("threads", _integer(0, 1024), "CPU threads of one batch; 0 for as many as this process has cores")
-    add("max-batch", _integer(1, 4096), "most images of a batch")
+    add("threads", _integer(0, 1024), "CPU cores to use; 0 for as many as this process has")
+    add("max-batch", _integer(0, 4096), "most images of a batch; 0 for 16 on the CPU and 128 on CUDA")
     add("max-queue", _integer(1, 10**9), "most images that wait for one version of a model; more are refused")
     add("max-queue-delay-ms", _number(0, 60_000), "how long an incomplete batch waits for more images")
     add("max-images", _integer(1, 10**6), "most images of a Classify request")

@@ -83,22 +83,52 @@ class Engine:
         return scores[:count], logits[:count]
 
 
-class EngineThread(Generic[ItemT]):
-    """Feeds an engine from a batcher until the batcher is closed and empty."""
+class EngineThreads(Generic[ItemT]):
+    """Feed an engine from a batcher until the batcher is closed and empty.
 
-    def __init__(self, name: str, engine: Engine, batcher: Batcher[ItemT], respond: Respond[ItemT]) -> None:
+    One thread takes what waits at once. The others help it while the queue is long. Measured with the lecture network
+    on 2 cores shared with the load generator, images/s at concurrency 8 / 32 / 128: 9,700 / 11,500 / 10,500 if one
+    thread runs every batch on both cores; 7,700 / 10,900 / 11,700 if two threads always take what waits; 9,700 / 11,700
+    / 11,700 in this way.
+
+    Args:
+        name: For the threads' names.
+        engine: Runs the batches; called by all threads at the same time.
+        batcher: Gives the batches.
+        respond: Answers the batches.
+        count: Threads, each with a batch of its own.
+        alone: Runs a batch that no other runs beside; None: `engine` does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        batcher: Batcher[ItemT],
+        respond: Respond[ItemT],
+        count: int = 1,
+        alone: Engine | None = None,
+    ) -> None:
         self._engine = engine
+        self._alone = alone or engine
+        self._lock = threading.Lock()
+        self._running = 0
         self._batcher = batcher
         self._respond = respond
-        self._thread = threading.Thread(target=self._work, name=f"engine {name}", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, args=(number > 0,), name=f"engine {name} #{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def join(self) -> None:
         """Waits until everything in the queue is answered. The batcher must be closed."""
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
-        for batch in self._batcher.batches():
+    def _work(self, helping: bool) -> None:
+        for batch in self._batcher.batches(helping):
             try:
                 self._compute(batch)
             except Exception as error:
@@ -110,7 +140,14 @@ class EngineThread(Generic[ItemT]):
         began = time.monotonic()
         # Joining 32 images of bytes takes 1 µs, np.stack 22 µs.
         pixels = batch[0].pixels if len(batch) == 1 else b"".join([item.pixels for item in batch])
-        scores, logits = self._engine.run(pixels)
+        with self._lock:
+            engine = self._engine if self._running or self._batcher.needs_help else self._alone
+            self._running += 1
+        try:
+            scores, logits = engine.run(pixels)
+        finally:
+            with self._lock:
+                self._running -= 1
         seconds = time.monotonic() - began
         self._batcher.computed(len(scores), seconds)
         self._respond(batch, scores, logits, began, seconds)

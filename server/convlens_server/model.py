@@ -11,7 +11,7 @@ from convlens_server.batcher import Batcher
 from convlens_server.catalogue import Layer, build_catalogue
 from convlens_server.classify import ClassifyItem, Responder
 from convlens_server.device import make_session
-from convlens_server.engine import Engine, EngineThread
+from convlens_server.engine import Engine, EngineThreads
 from convlens_server.lens import Lens
 from convlens_server.metrics import ModelMetrics
 from convlens_server.network import load_network
@@ -53,24 +53,33 @@ class Model:
         self.shape = (image.height, image.width, image.channels)
         self.classes = network.classes
         self.catalogue = build_catalogue(network)
-        self.lens = Lens(
-            network, self.catalogue, lambda content: make_session(content, settings.device, settings.threads)
-        )
-        session = make_session(network.model.SerializeToString(), settings.device, settings.threads, spin=settings.spin)
+        self.lens = Lens(network, self.catalogue, lambda part: make_session(part, settings.device, settings.threads))
         max_batch, buckets = _batch_sizes(network.fixed_batch, settings)
-        engine = Engine(
-            session, network.input_name, (network.scores_name, network.logits_name), self.shape, max_batch, buckets
+        content = network.model.SerializeToString()
+
+        def make_engine(threads: int) -> Engine:
+            session = make_session(content, settings.device, threads)
+            outputs = (network.scores_name, network.logits_name)
+            engine = Engine(session, network.input_name, outputs, self.shape, max_batch, buckets)
+            engine.warm()
+            return engine
+
+        # Runs of one thread use the cores best, where a queue fills them all; a batch that runs alone is done sooner by
+        # all cores. A CUDA device runs one batch after another.
+        cores = settings.threads if settings.device.kind == "cpu" else 1
+        engine = make_engine(1)
+        alone = make_engine(cores) if cores > 1 else None
+        self.batcher: Batcher[ClassifyItem] = Batcher(
+            max_batch, settings.max_queue, settings.max_queue_delay, help_from=2 * max_batch
         )
-        engine.warm()
-        self.batcher: Batcher[ClassifyItem] = Batcher(max_batch, settings.max_queue, settings.max_queue_delay)
         self.metrics = ModelMetrics(name, str(version), lambda: self.batcher.waiting)
         responder = Responder(Answers(name, version, network.manifest.labels), self.metrics)
-        self._thread = EngineThread(f"{name}:{version}", engine, self.batcher, responder)
+        self._engines = EngineThreads(f"{name}:{version}", engine, self.batcher, responder, cores, alone)
 
     def close(self) -> None:
-        """Answers what is in the queue, refuses the rest, and ends the engine's thread."""
+        """Answers what is in the queue, refuses the rest, and ends the engines' threads."""
         self.batcher.close()
-        self._thread.join()
+        self._engines.join()
 
     @cached_property
     def layer_messages(self) -> tuple[pb.Layer, ...]:

@@ -13,8 +13,7 @@ class EngineSettings:
 
     Attributes:
         device: Where.
-        threads: Of one run on the CPU.
-        spin: Whether threads of one run wait for the next operator by spinning (CPU).
+        threads: Cores to use on the CPU: batches that run at the same time, or threads of one that runs alone.
         max_batch: Most images of a batch.
         max_queue: Most images that wait for one version of a model.
         max_queue_delay: Seconds that an incomplete batch may wait for more images; 0 never waits.
@@ -22,7 +21,6 @@ class EngineSettings:
 
     device: Device
     threads: int
-    spin: bool
     max_batch: int
     max_queue: int
     max_queue_delay: float

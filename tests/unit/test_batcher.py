@@ -44,14 +44,14 @@ def submitted(batcher: Batcher[Request], *requests: Request) -> None:
 class Consumer:
     """A thread that takes batches and gives them out one after another."""
 
-    def __init__(self, batcher: Batcher[Request]) -> None:
+    def __init__(self, batcher: Batcher[Request], helping: bool = False) -> None:
         self.batches: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
-        self._batcher = batcher
+        self._batches = batcher.batches(helping)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        for batch in self._batcher.batches():
+        for batch in self._batches:
             self.batches.put(batch)
         self.batches.put(None)
 
@@ -355,3 +355,56 @@ def test_properties_with_threads(counts: list[list[int]], max_batch: int, consum
         taken.extend(mine)
     assert sorted(taken) == sorted(1000 * p + n for p, part in enumerate(counts) for n in range(len(part)))
     assert batcher.waiting == 0
+
+
+class TestHelpers:
+    """Consumers that rest until the queue is long."""
+
+    def helper(self, batcher: Batcher[Request]) -> Consumer:
+        helper = Consumer(batcher, helping=True)
+        while not batcher._resting:
+            pass
+        return helper
+
+    def test_rests_while_little_waits(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, help_from=8)
+        helper = self.helper(batcher)
+        submitted(batcher, *(Request(number) for number in range(7)))
+        assert batcher._resting == 1
+        assert not batcher.needs_help
+        assert helper.batches.empty()
+        batches = batcher.batches()
+        assert [names(next(batches)), names(next(batches))] == [[0, 1, 2, 3], [4, 5, 6]]
+        batcher.close()
+        assert helper.get() is None
+
+    def test_takes_from_a_long_queue_until_it_is_short(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, help_from=8)
+        helper = self.helper(batcher)
+        submitted(batcher, *(Request(number) for number in range(8)))
+        assert names(helper.get()) == [0, 1, 2, 3]
+        while not batcher._resting:
+            pass
+        assert batcher.waiting == 4
+        assert names(next(batcher.batches())) == [4, 5, 6, 7]
+        batcher.close()
+        assert helper.get() is None
+
+    def test_one_large_request_is_enough(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, help_from=8)
+        helper = self.helper(batcher)
+        submitted(batcher, Request(1, 20))
+        assert names(helper.get()) == [1]
+
+    def test_closing_ends_all_helpers_and_loses_nothing(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=1000, help_from=8)
+        consumers = [Consumer(batcher, helping=True) for _ in range(3)]
+        requests = [Request(number, 1 + number % 3) for number in range(300)]
+        submitted(batcher, *requests)
+        batcher.close()
+        taken = []
+        for consumer in consumers:
+            while (batch := consumer.get()) is not None:
+                taken += names(batch)
+        assert sorted(taken) == list(range(300))
+        assert batcher.waiting == 0

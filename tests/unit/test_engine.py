@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from convlens_server.batcher import Batcher
-from convlens_server.engine import Engine, EngineThread
+from convlens_server.engine import Engine, EngineThreads
 from convlens_server.errors import EngineFailed, ServiceError
 
 SHAPE = (2, 2, 1)
@@ -139,7 +139,7 @@ class Running:
     def __init__(self, respond: Any = respond) -> None:
         self.session = FakeSession()
         self.batcher: Batcher[Request] = Batcher(8, 1000)
-        self._thread = EngineThread("test", engine(self.session), self.batcher, respond)
+        self._thread = EngineThreads("test", engine(self.session), self.batcher, respond)
 
     def submit(self, *requests: Request) -> None:
         """Has them taken as one batch."""
@@ -255,15 +255,43 @@ def test_closing_answers_what_waits() -> None:
         assert request.answer() == own(request)
 
 
-def test_two_threads_share_a_batcher() -> None:
-    batcher: Batcher[Request] = Batcher(8, 10_000)
-    threads = [EngineThread(str(number), engine(FakeSession()), batcher, respond) for number in range(2)]
+def test_threads_share_a_batcher() -> None:
+    batcher: Batcher[Request] = Batcher(8, 10_000, help_from=16)
+    threads = EngineThreads("test", engine(FakeSession()), batcher, respond, count=3)
     requests = [Request(number % 250, 1 + number % 5) for number in range(500)]
     for request in requests:
         batcher.submit(request)
     batcher.close()
-    for thread in threads:
-        thread.join()
+    threads.join()
     for request in requests:
         assert request.answer() == own(request)
     assert batcher.waiting == 0
+
+
+def test_what_runs_alone_has_an_engine_of_its_own() -> None:
+    shared, alone = FakeSession(), FakeSession()
+    batcher: Batcher[Request] = Batcher(8, 10_000, help_from=16)
+    threads = EngineThreads("test", engine(shared), batcher, respond, count=2, alone=engine(alone))
+    for _ in range(3):
+        request = Request(5)
+        batcher.submit(request)
+        request.answer()
+    assert (alone.sizes, shared.sizes) == ([1, 1, 1], [])
+
+    # While that one is kept busy the queue grows long, and the helper takes of it beside.
+    alone.gate.clear()
+    first = Request(0)
+    batcher.submit(first)
+    while batcher.waiting:
+        pass
+    rest = [Request(number) for number in range(1, 17)]
+    for request in rest:
+        batcher.submit(request)
+    answers = [request.answer() for request in rest[:8]]
+    assert answers == [own(request) for request in rest[:8]]
+    assert shared.sizes == [8]
+    alone.gate.set()
+    batcher.close()
+    threads.join()
+    for request in [first, *rest[8:]]:
+        assert request.answer() == own(request)

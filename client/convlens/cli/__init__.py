@@ -15,7 +15,7 @@ from convlens.cli._parser import parser
 _OURS = {"convlens", "convlens_server", "convlens_training"}
 # Command: the module whose main(argv) takes its arguments, and the extras that it needs.
 _DELEGATES = {
-    "serve": ("convlens_server.main", "server"),
+    "serve": ("convlens_server.launch", "server"),
     "train": ("convlens_training.cli", "server,training"),
 }
 

@@ -153,7 +153,7 @@ def test_get_model(server):
     assert list(conv.receptive_field_start) == [-1, -1]
     assert model.parameters == sum(layer.parameters for layer in model.layers)
     assert model.device == "cpu"
-    assert model.max_batch == 32
+    assert model.max_batch == 16
     assert '"labels"' in model.manifest_json
 
 

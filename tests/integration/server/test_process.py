@@ -30,7 +30,7 @@ class TestConfiguration:
         [
             (["--port", "70000"], "argument --port: 70000 is not in 0 … 65535"),
             (["--http-port", "x"], "argument --http-port: 'x' is not a whole number"),
-            (["--max-batch", "0"], "argument --max-batch: 0 is not in 1 … 4096"),
+            (["--max-batch", "-1"], "argument --max-batch: -1 is not in 0 … 4096"),
             (["--max-queue-delay-ms", "nan"], "argument --max-queue-delay-ms: 'nan' is not a number"),
             (["--transport", "http"], "argument --transport: invalid choice: 'http'"),
             (["--tls-certificate", "/no/such.pem"], "argument --tls-certificate: /no/such.pem cannot be read"),

@@ -288,7 +288,7 @@ def test_a_reader_that_leaves_is_no_error(address, fake):
 
 @pytest.mark.parametrize(
     ("command", "module", "extras"),
-    [("serve", "convlens_server.main", "server"), ("train", "convlens_training.cli", "server,training")],
+    [("serve", "convlens_server.launch", "server"), ("train", "convlens_training.cli", "server,training")],
 )
 class TestDelegates:
     def test_arguments_pass_on(self, run, monkeypatch, command, module, extras):
