@@ -77,7 +77,7 @@ def render(result: Result) -> str:
     served = ", ".join(f"`{name}`" for name in result["served"])
     lines = [
         f"Model `{result['model']}` version {result['model_version']}; the server has {served} loaded, runs "
-        f"{settings['threads']} threads a batch and batches up to {settings['max_batch']} images.",
+        f"{settings['threads']} threads and batches up to {settings['max_batch']} images.",
         f"Machine: {machine['cpu']}, {machine['cores']} cores shared with the load generator, {machine['memory_gib']} "
         f"GiB; {machine['kernel']}, Python {machine['python']}, grpcio {machine['grpcio']}, onnxruntime "
         f"{machine['onnxruntime']}, h2load {machine['h2load']}; load average before: {machine['load_before']:.2f}.",

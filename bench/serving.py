@@ -21,6 +21,7 @@ import feature_maps
 from answers import AnswerError, Questions
 from contenders import OURS, PLAIN, is_ready, measure_ours, measure_plain, our_server
 from convlens_server.config import parse_config
+from convlens_server.settings import MAX_BATCH
 from h2load import LoadError, require_h2load
 from processes import ProcessError, free_ports, run_child, serving
 from report import Result, goals, render, update_readme
@@ -63,7 +64,9 @@ def measure(models: Path, model: str, seconds: float, repeats: int, only: list[s
             "seconds": seconds,
             "repeats": repeats,
             "parts": only,
-            **{name: getattr(config, name) for name in ("threads", "max_batch", "max_queue_delay_ms")},
+            "threads": config.threads,
+            "max_batch": config.max_batch or MAX_BATCH["cpu"],
+            "max_queue_delay_ms": config.max_queue_delay_ms,
         },
         "machine": _machine(described["onnxruntime"], h2load),
         "repeats": [],

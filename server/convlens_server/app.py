@@ -22,14 +22,11 @@ from convlens_server.metrics import Metrics
 from convlens_server.reflection import reflection_methods
 from convlens_server.repository import Repository
 from convlens_server.service import ConvLensService
-from convlens_server.settings import EngineSettings, RequestLimits
+from convlens_server.settings import MAX_BATCH, EngineSettings, RequestLimits
 from convlens_server.transport.base import Method, Transport, TransportOptions
 from convlens_server.transport.choose import make_transport
 
 log = logging.getLogger(__name__)
-
-# On the CPU larger batches compute no faster, and what waits for them idles the transport.
-_MAX_BATCH = {"cpu": 16, "cuda": 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,7 @@ def _engine_settings(config: Config, device: Device) -> EngineSettings:
     return EngineSettings(
         device=device,
         threads=config.threads,
-        max_batch=config.max_batch or _MAX_BATCH[device.kind],
+        max_batch=config.max_batch or MAX_BATCH[device.kind],
         max_queue=config.max_queue,
         max_queue_delay=config.max_queue_delay_ms / 1000,
     )

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from convlens_server.device import Device
 
+# By kind of device, unless the configuration says another. On the CPU larger batches compute no faster, and what waits
+# for them idles the transport.
+MAX_BATCH = {"cpu": 16, "cuda": 128}
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
