@@ -13,11 +13,12 @@ import numpy as np
 from convlens._client import Client
 from convlens._errors import Error
 from convlens.cli import _show
+from convlens.cli._commands import connect
 
 
 def bench(options: argparse.Namespace) -> int:
     """Sends random pixels from several threads, each of which has one request under way."""
-    with Client(options.server, timeout=options.timeout) as client:
+    with connect(options) as client:
         model = client.model(options.model, options.version)
         shape = (options.images, model.height, model.width, model.channels)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from convlens._channel import TLS
 from convlens._client import Client
 from convlens._errors import Error
 from convlens._types import FeatureMap, Layer
@@ -21,7 +22,7 @@ from convlens.cli import _show
 
 def classify(options: argparse.Namespace) -> int:
     """Images that fail do not hinder the others; they are told on stderr, and make the status 1."""
-    with _client(options) as client:
+    with connect(options) as client:
         outcomes = list(client.stream(options.images, options.model, options.version, options.top_k))
     results = list(zip(options.images, outcomes, strict=True))
     done = [(image, outcome.classification) for image, outcome in results if outcome.error is None]
@@ -51,7 +52,7 @@ def classify(options: argparse.Namespace) -> int:
 def maps(options: argparse.Namespace) -> int:
     """Writes feature maps to files."""
     kinds = options.kinds or ([] if options.layers or options.all else ["conv"])
-    with _client(options) as client:
+    with connect(options) as client:
         layers = client.maps(
             options.image,
             options.model,
@@ -90,7 +91,7 @@ def maps(options: argparse.Namespace) -> int:
 
 def models(options: argparse.Namespace) -> int:
     """Lists models."""
-    with _client(options) as client:
+    with connect(options) as client:
         versions = client.models()
     if options.json:
         _show.as_json([asdict(version) for version in versions])
@@ -114,7 +115,7 @@ def models(options: argparse.Namespace) -> int:
 
 def layers(options: argparse.Namespace) -> int:
     """Lists the layers of a model."""
-    with _client(options) as client:
+    with connect(options) as client:
         model = client.model(options.model, options.version)
     if options.json:
         _show.as_json([asdict(layer) for layer in model.layers])
@@ -135,8 +136,11 @@ def layers(options: argparse.Namespace) -> int:
     return 0
 
 
-def _client(options: argparse.Namespace) -> Client:
-    return Client(options.server, timeout=options.timeout)
+def connect(options: argparse.Namespace) -> Client:
+    """A client of the server that the options name."""
+    secure = options.tls or options.ca or options.certificate or options.key
+    tls = TLS(options.ca, options.certificate, options.key) if secure else False
+    return Client(options.server, timeout=options.timeout, tls=tls)
 
 
 def _plain(classification: dict[str, Any]) -> dict[str, Any]:

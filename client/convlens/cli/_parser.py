@@ -76,6 +76,10 @@ def _asking() -> argparse.ArgumentParser:
         "--timeout", type=_seconds, default=DEFAULT_TIMEOUT, metavar="S",
         help=f"seconds to wait for an answer (default: {DEFAULT_TIMEOUT:g})",
     )  # fmt: skip
+    options.add_argument("--tls", action="store_true", help="secure the connection, trusting public authorities")
+    options.add_argument("--ca", metavar="FILE", help="secure it, trusting the authorities in this PEM file")
+    options.add_argument("--certificate", metavar="FILE", help="one's own certificate, a PEM file; needs --key")
+    options.add_argument("--key", metavar="FILE", help="its private key, a PEM file")
     options.add_argument("--json", action="store_true", help="print JSON")
     return options
 

@@ -7,6 +7,7 @@ import pytest
 import trustme
 
 import convlens
+from convlens.cli import main
 from convlens.v1 import convlens_pb2 as pb
 
 
@@ -76,3 +77,20 @@ def test_a_file_that_is_missing(connect):
 
 def test_keys_are_not_printed():
     assert "secret" not in repr(convlens.TLS(certificate=b"c", key=b"secret"))
+
+
+def test_the_commands_options(secure, authority, fake, tmp_path, capsys):
+    own = authority.issue_cert("client.example")
+    files = {"--ca": authority.cert_pem, "--key": own.private_key_pem, "--certificate": own.cert_chain_pems[0]}
+    arguments = ["models", "--json", "--server", secure(client_certificate=True)]
+    for flag, blob in files.items():
+        blob.write_to_path(tmp_path / flag)
+        arguments += [flag, str(tmp_path / flag)]
+    fake.expect("ListModels", pb.ListModelsResponse())
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "[]\n"
+
+
+def test_the_command_without_them(secure, capsys):
+    assert main(["models", "--server", secure(), "--timeout", "5"]) == 1
+    assert "cannot reach" in capsys.readouterr().err
