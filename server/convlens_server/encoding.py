@@ -10,7 +10,6 @@ import numpy.typing as npt
 from convlens.v1 import convlens_pb2 as pb
 
 _FLOAT16_MAX = 65504.0
-_SMALLEST = np.float32(np.finfo(np.float32).smallest_subnormal)
 _NONE = np.zeros(0, np.float32)
 
 
@@ -58,7 +57,9 @@ def _to_bytes(maps: npt.NDArray[np.float32]) -> Encoded:
         channels = np.clip(np.where(np.isnan(channels), low, channels), low, high)
     # In float64: the range of float32 values may be no float32.
     spread = high.astype(np.float64) - low
-    scale = np.where(spread > 0, np.maximum((spread / 255).astype(np.float32), _SMALLEST), np.float32(0))
+    scale = (spread / 255).astype(np.float32)
+    # Rounded up: 255 steps have to reach the largest value, which matters where float32 has few bits left (below 1e-38).
+    scale = np.where(scale * np.float64(255) < spread, np.nextafter(scale, np.float32(np.inf)), scale)
     steps = (channels - low.astype(np.float64)) / np.where(scale > 0, scale, np.float32(1))
     data = np.clip(np.rint(steps, out=steps), 0, 255, out=steps).astype(np.uint8)
     return Encoded(_view(data), scale.ravel(), low.ravel())

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -57,6 +57,9 @@ def test_float16_is_clipped(value, expected):
 
 
 @given(finite)
+@example(np.array([[[0, 2.99e-42]]], np.float32))
+@example(np.array([[[0, 1e-45]]], np.float32))
+@example(np.array([[[-3.4e38, 3.4e38]]], np.float32))
 def test_bytes_are_half_a_step_off_at_most(maps):
     decoded, encoded = through(maps, pb.VALUE_TYPE_UINT8)
     assert encoded.data.nbytes == maps.size
