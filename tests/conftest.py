@@ -8,6 +8,10 @@ import pytest
 
 from support import Process
 
+# The same examples at every run, and none that fails because the machine is busy.
+settings.register_profile("convlens", derandomize=True, deadline=None)
+settings.load_profile("convlens")
+
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:

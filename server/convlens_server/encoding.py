@@ -58,7 +58,7 @@ def _to_bytes(maps: npt.NDArray[np.float32]) -> Encoded:
     # In float64: the range of float32 values may be no float32.
     spread = high.astype(np.float64) - low
     scale = (spread / 255).astype(np.float32)
-    # Rounded up: 255 steps have to reach the largest value, which matters where float32 has few bits left (below 1e-38).
+    # Rounded up: 255 steps have to reach the largest value; below 1e-38, where float32 has few bits left, that matters.
     scale = np.where(scale * np.float64(255) < spread, np.nextafter(scale, np.float32(np.inf)), scale)
     steps = (channels - low.astype(np.float64)) / np.where(scale > 0, scale, np.float32(1))
     data = np.clip(np.rint(steps, out=steps), 0, 255, out=steps).astype(np.uint8)
