@@ -19,25 +19,29 @@ class RequestImages:
     Attributes:
         count: Number of images, ≥ 1.
         pixels: count × height × width × channels bytes; None for files, which `decode` has to read first.
+        size: Bytes of the files, or of the pixels.
 
     Raises:
         InvalidRequest: No images, or too many.
         InvalidImage: Pixels that do not fit the model.
     """
 
-    __slots__ = ("_files", "_shape", "count", "pixels")
+    __slots__ = ("_files", "_shape", "count", "pixels", "size")
 
     def __init__(self, images: pb.Images, shape: tuple[int, int, int], max_images: int, limit_name: str) -> None:
         self._shape = shape
         self._files: tuple[bytes, ...] = ()
         self.pixels: bytes | None = None
+        self.size = 0
         source = images.WhichOneof("source")
         if source == "raw":
             self.pixels = images.raw.pixels
             self.count = _count(images.raw, self.pixels, shape)
+            self.size = len(self.pixels)
         elif source == "encoded":
             self._files = tuple(images.encoded.files)
             self.count = len(self._files)
+            self.size = sum(len(file) for file in self._files)
         else:
             self.count = 0
         if self.count == 0:

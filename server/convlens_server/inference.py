@@ -44,7 +44,7 @@ class Inference:
             item.pixels = images.pixels
             model.batcher.submit(item)
         else:
-            self._decoding.submit(lambda: self._decode(model, images, item))
+            self._decoding.submit(lambda: self._decode(model, images, item), images.size)
 
     def close(self) -> None:
         """Ends the threads, when everything is answered."""

@@ -63,7 +63,7 @@ class FeatureMaps:
             self._hold(answer.bytes)
             call.on_close = answer.closed
             try:
-                self.pool.submit(answer.begin)
+                self.pool.submit(answer.begin, answer.size)
             except QueueFull:
                 answer.release()
                 raise
@@ -119,6 +119,7 @@ class _Answer:
             )
         limit_name = "--max-feature-map-images"
         self._images = RequestImages(request.images, model.shape, limits.feature_map_images, limit_name)
+        self.size = self._images.size
         self.bytes = 4 * self._images.count * sum(math.prod(layer.shape) for layer in self._layers)
         if self.bytes > limits.feature_map_bytes:
             raise InvalidRequest(

@@ -45,6 +45,27 @@ def test_runs_what_is_submitted_in_order() -> None:
     pool.close()
 
 
+def test_refuses_what_would_hold_too_many_bytes() -> None:
+    pool = BoundedPool("decoding", workers=1, max_waiting=100, max_bytes=1000)
+    gate = Gate()
+    pool.submit(gate.work(0), 600)
+    pool.submit(gate.work(1), 400)
+    with pytest.raises(QueueFull, match="1000 bytes wait for decoding, and 1 more are over the limit of 1000"):
+        pool.submit(gate.work(2), 1)
+    gate.go.set()
+    gate.started(2)
+    pool.close()
+
+
+def test_one_that_is_too_large_for_all_is_taken_where_nothing_waits() -> None:
+    pool = BoundedPool("decoding", workers=1, max_waiting=100, max_bytes=1000)
+    gate = Gate()
+    gate.go.set()
+    pool.submit(gate.work(0), 5000)
+    gate.started(1)
+    pool.close()
+
+
 def test_refuses_what_would_wait_too_long(pool: BoundedPool) -> None:
     gate = Gate()
     # Two run and three wait, however quickly they come.
