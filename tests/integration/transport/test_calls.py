@@ -21,7 +21,8 @@ from convlens_server.transport.base import Call
 
 
 def rpc_status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    details = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+    # Not dict(…): the metadata of grpc.aio has `keys` in grpcio 1.76, and they give pairs.
+    details = next(value for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin")
     assert isinstance(details, bytes)
     return status_pb2.Status.FromString(details)
 

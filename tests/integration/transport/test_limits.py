@@ -16,7 +16,9 @@ from convlens_server.transport.base import Call
 
 async def outcome(call: Any) -> tuple[grpc.StatusCode, str, Any]:
     code, text = await call.code(), await call.details()
-    return code, text, dict(await call.trailing_metadata() or ()).get("grpc-status-details-bin")
+    # Not dict(…): the metadata of grpc.aio has `keys` in grpcio 1.76, and they give pairs.
+    pairs = await call.trailing_metadata() or ()
+    return code, text, next((value for key, value in pairs if key == "grpc-status-details-bin"), None)
 
 
 @pytest.mark.parametrize("kind", ["unary", "server_stream", "bidirectional"])
