@@ -75,7 +75,7 @@ def make_session(model: bytes | str, device: Device, threads: int) -> onnxruntim
     options.inter_op_num_threads = 1
     # 3 is "error": what onnxruntime warns of (unused initialisers, nodes left on the CPU) is nothing a user can mend.
     options.log_severity_level = 3
-    # Threads that spin for work take the core from the transport: 2 to 4 times fewer requests/s on two cores.
+    # Threads that spin while they wait for work take the core from the transport.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = [_CPU]
     if device.kind == "cuda":

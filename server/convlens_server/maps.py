@@ -14,7 +14,7 @@ from convlens.v1 import convlens_pb2 as pb
 from convlens_server.catalogue import Layer
 from convlens_server.classify import code_name, parse
 from convlens_server.encoding import Encoded, encode
-from convlens_server.errors import OK, Cancelled, DeadlineExceeded, InvalidRequest, NotFound, QueueFull
+from convlens_server.errors import OK, Cancelled, DeadlineExceeded, InvalidRequest, NotFound, QueueFull, ServiceError
 from convlens_server.images import RequestImages
 from convlens_server.metrics import ModelMetrics
 from convlens_server.model import Model
@@ -61,15 +61,15 @@ class FeatureMaps:
             metrics = model.metrics
             answer = _Answer(self, call, arrived, model, request)
             self._hold(answer.bytes)
-            call.on_close = answer.closed
-            try:
-                self.pool.submit(answer.begin, answer.size)
-            except QueueFull:
-                answer.release()
-                raise
         except Exception as error:
             metrics.count(METHOD, code_name(error))
             call.fail(error)
+            return
+        call.on_close = answer.closed
+        try:
+            self.pool.submit(answer.begin, answer.size)
+        except ServiceError as error:
+            answer.end(error)
 
     def close(self) -> None:
         """Ends the threads; what waits is forgotten."""
@@ -155,7 +155,7 @@ class _Answer:
             maps = self._model.lens.maps(images, self._layers)
             self._messages = self._chunks(maps, (time.monotonic() - began) * 1000)
         except Exception as error:
-            self._end(error)
+            self.end(error)
             return
         self._call.on_writable = self._writable
         self._writable()
@@ -205,16 +205,17 @@ class _Answer:
             while sent < _AHEAD_BYTES:
                 message = next(self._messages, None)
                 if message is None:
-                    self._end(None)
+                    self.end(None)
                     return False
                 sent += len(message.data)
                 self._call.send(message.SerializeToString())
         except Exception as error:
-            self._end(error)
+            self.end(error)
             return False
         return True
 
-    def _end(self, error: Exception | None) -> None:
+    def end(self, error: Exception | None) -> None:
+        """Finishes the call, with OK if there is no error, counts it, and lets the maps go."""
         if not self._ended:
             self._ended = True
             if error is None:

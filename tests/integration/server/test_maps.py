@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from convlens.v1 import convlens_pb2 as pb
+from convlens_server.errors import QueueFull
+from convlens_server.pool import BoundedPool
 from support import put, raw
 
 
@@ -197,3 +199,21 @@ def test_a_foreign_torchvision_network_is_classified_and_mapped(serve, tmp_path)
     assert set(kept) <= set(maps)
     for name, expected in kept.items():
         np.testing.assert_allclose(maps[name][1], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_a_request_that_finds_no_place_is_counted_once(serve, models, monkeypatch, failing):
+    def full(pool, work, size=0):
+        raise QueueFull("all places are taken", retry_after=0.1)
+
+    with serve(models) as server:
+        monkeypatch.setattr(BoundedPool, "submit", full)
+        request = pb.GetFeatureMapsRequest(model="conv", images=raw(images(1)), layers=["conv_1"])
+        assert failing(lambda: list(server.stub.GetFeatureMaps(request, timeout=10))).reason == "QUEUE_FULL"
+        monkeypatch.undo()
+        # A later answer on the same connection: the end of the first call has been seen by then.
+        fetch(server, model="conv", images=raw(images(1)), layers=["conv_1"])
+
+        def counted(code):
+            return server.metric("convlens_requests_total", model="conv", method="GetFeatureMaps", code=code)
+
+        assert (counted("RESOURCE_EXHAUSTED"), counted("CANCELLED")) == (1, 0)
