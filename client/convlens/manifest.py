@@ -15,6 +15,14 @@ from typing import Any
 METADATA_KEY = "convlens.manifest"
 FORMAT = 1
 
+# Of weights and arithmetic; a version has one file for each, the first at least.
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def file_name(precision: str) -> str:
+    """The file of a precision in a version's folder: model.onnx for float32, model.<precision>.onnx for another."""
+    return "model.onnx" if precision == PRECISIONS[0] else f"model.{precision}.onnx"
+
 
 class ManifestError(ValueError):
     """A manifest does not parse; the text names the field, its value and what is allowed."""
@@ -69,6 +77,7 @@ class Manifest:
         description: One line for people.
         metrics: What was measured on held-out data, e.g. {"test_accuracy": 0.9931}; fractions, not per cent.
         training: Provenance: network, data, recipe, versions; any JSON values.
+        precision: Of weights and arithmetic, one of PRECISIONS; the metrics are those of this precision.
     """
 
     labels: tuple[str, ...]
@@ -76,6 +85,12 @@ class Manifest:
     description: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = PRECISIONS[0]
+
+    def __post_init__(self) -> None:
+        """Raises ManifestError where the precision is none."""
+        if self.precision not in PRECISIONS:
+            raise ManifestError(f"precision is {self.precision!r}, but must be one of {', '.join(PRECISIONS)}")
 
     def to_json(self) -> str:
         """The JSON document, keys in a fixed order."""
@@ -98,7 +113,7 @@ class Manifest:
         version = document.pop("format", FORMAT)
         if version != FORMAT:
             raise ManifestError(f"format is {version!r}, but this release reads {FORMAT}")
-        known = {"labels", "input", "description", "metrics", "training"}
+        known = {"labels", "input", "description", "metrics", "training", "precision"}
         if unknown := sorted(set(document) - known):
             raise ManifestError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
         labels = _take(document, "labels", list)
@@ -110,6 +125,7 @@ class Manifest:
             description=_take(document, "description", str, ""),
             metrics=_metrics(_take(document, "metrics", dict, {})),
             training=_take(document, "training", dict, {}),
+            precision=_take(document, "precision", str, PRECISIONS[0]),
         )
 
 

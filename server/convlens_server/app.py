@@ -107,6 +107,7 @@ async def _drain(transport: Transport, health: Health, timeout: float) -> None: 
 def _engine_settings(config: Config, device: Device) -> EngineSettings:
     return EngineSettings(
         device=device,
+        precision=config.precision,
         threads=config.threads,
         max_batch=config.max_batch or MAX_BATCH[device.kind],
         max_queue=config.max_queue,

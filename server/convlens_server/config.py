@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import configargparse
 
+from convlens.manifest import PRECISIONS
 from convlens_server.device import default_threads
 from convlens_server.logs import FORMATS, LEVELS
 from convlens_server.transport.choose import TRANSPORTS
@@ -27,6 +28,7 @@ class Config:
     port: int = 8001
     http_port: int = 8000
     device: str = "auto"
+    precision: str = PRECISIONS[0]
     threads: int = 0
     max_batch: int = 0
     max_queue: int = 4096
@@ -73,6 +75,7 @@ def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
     add(
         "device", str, "auto, cpu, cuda or cuda:<index>; only auto falls back to the CPU, and says so", metavar="DEVICE"
     )
+    add("precision", str, "of models; a version without a file of it is served as float32", choices=PRECISIONS)
     add("threads", _integer(0, 1024), "CPU cores to use; 0 for as many as this process has")
     add("max-batch", _integer(0, 4096), "most images of a batch; 0 for 16 on the CPU and 128 on CUDA")
     add("max-queue", _integer(1, 10**9), "most images that wait for one version of a model; more are refused")

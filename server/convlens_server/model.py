@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,13 +26,14 @@ class Model:
         name: In the repository.
         version: Positive.
         path: The ONNX file.
+        precision: Of the file; None leaves what its manifest says.
         settings: How it runs.
 
     Attributes:
         name: As given.
         version: As given.
         device: Where it runs, "cpu" or "cuda:<index>".
-        manifest: What the file says of itself, or what was derived for it.
+        manifest: What the file says of itself, or what was derived for it; its precision is that of what answers.
         shape: Height, width and channels of the image it takes.
         classes: Number of classes.
         catalogue: Its layers.
@@ -43,13 +45,13 @@ class Model:
         ModelError: The file cannot be served.
     """
 
-    def __init__(self, name: str, version: int, path: Path, settings: EngineSettings) -> None:
+    def __init__(self, name: str, version: int, path: Path, precision: str | None, settings: EngineSettings) -> None:
         network = load_network(path)
         image = network.manifest.input
         self.name = name
         self.version = version
         self.device = str(settings.device)
-        self.manifest = network.manifest
+        self.manifest = replace(network.manifest, precision=precision or network.manifest.precision)
         self.shape = (image.height, image.width, image.channels)
         self.classes = network.classes
         self.catalogue = build_catalogue(network)

@@ -1,4 +1,7 @@
-"""The model repository: a folder of `<name>/<version>/model.onnx`, loaded at start."""
+"""The model repository: a folder of `<name>/<version>/model.onnx`, loaded at start.
+
+Beside model.onnx a version may have variants of other precision, e.g. model.int8.onnx.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from convlens.manifest import PRECISIONS, file_name
 from convlens_server.device import DeviceError
 from convlens_server.errors import InvalidRequest, ModelError, ModelNotReady, NotFound, near, shown
 from convlens_server.metrics import Metrics
@@ -18,7 +22,7 @@ from convlens_server.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
-_MODEL_FILE = "model.onnx"
+_MODEL_FILE = file_name(PRECISIONS[0])
 
 
 class RepositoryError(Exception):
@@ -181,16 +185,29 @@ def _find(folder: Path) -> dict[str, list[tuple[int, Path]]]:
 
 def _try(name: str, number: int, path: Path, settings: EngineSettings) -> tuple[Model | None, str]:
     """Loads a version; one that fails does not keep the others from being served."""
+    path, precision = _variant(name, number, path, settings.precision)
     try:
-        model = Model(name, number, path, settings)
+        model = Model(name, number, path, precision, settings)
     except ModelError as error:
-        log.error("version %d of model %s cannot be served: %s", number, name, error)
+        reason = str(error).removeprefix(f"{path}: ")
+        log.error("version %d of model %s cannot be served: %s: %s", number, name, path, reason)
         # Callers are told why, but not where the server keeps its files.
-        return None, str(error).removeprefix(f"{path}: ")
+        return None, reason if precision is None else f"{path.name}: {reason}"
     except DeviceError:
         raise
     except Exception as error:
         log.exception("version %d of model %s cannot be served: internal error", number, name)
         return None, f"internal error ({type(error).__name__}); the server's log has the trace"
-    log.info("version %d of model %s is ready", number, name)
+    log.info("version %d of model %s is ready (%s)", number, name, model.manifest.precision)
     return model, ""
+
+
+def _variant(name: str, number: int, path: Path, wanted: str) -> tuple[Path, str | None]:
+    """The file of the precision that is wanted, and that precision; model.onnx and None where there is none of it."""
+    if wanted == PRECISIONS[0]:
+        return path, None
+    variant = path.with_name(file_name(wanted))
+    if os.path.lexists(variant):
+        return variant, wanted
+    log.info("version %d of model %s has no %s: it is served as %s", number, name, variant.name, PRECISIONS[0])
+    return path, None

@@ -17,6 +17,7 @@ class EngineSettings:
 
     Attributes:
         device: Where.
+        precision: Of the files that are taken where a version has them; other versions run as float32.
         threads: Cores to use on the CPU: batches that run at the same time, or threads of one that runs alone.
         max_batch: Most images of a batch.
         max_queue: Most images that wait for one version of a model.
@@ -24,6 +25,7 @@ class EngineSettings:
     """
 
     device: Device
+    precision: str
     threads: int
     max_batch: int
     max_queue: int

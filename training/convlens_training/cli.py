@@ -7,28 +7,37 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from convlens_training.architectures import NETWORKS
 from convlens_training.errors import TrainingError
-from convlens_training.recipes import NETWORKS
+from convlens_training.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
-    from convlens_training.pipeline import Result
+    from convlens_training.jobs import Job, Result
 
 # Packages that the pipeline imports, and the extra that brings each.
 _NEEDED = {
     "torch": "convlens[training]",
     "torchvision": "convlens[training]",
+    "torchmetrics": "convlens[training]",
+    "lightning_fabric": "convlens[training]",
+    "matplotlib": "convlens[training]",
     "onnx": "convlens[training]",
     "onnxscript": "convlens[training]",
     "tqdm": "convlens[training]",
     "mlxtend": "convlens[training]",
+    "yaml": "convlens[training]",
     "onnxruntime": "convlens[server]' (or, for CUDA, 'convlens[server-gpu]",
 }
+# Flags that change a recipe.
+_CHANGES = ("epochs", "batch_size", "learning_rate")
+_SETS = ("mnist", "fashion_mnist", "cifar10", "imagenette", "mnist5k")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,41 +51,55 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: Status 2, the usage is wrong; status 0 for --help.
     """
     parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.data_root is not None and arguments.data != "mnist":
-        parser.error(f"argument --data-root: only --data mnist has one, not --data {arguments.data}")
+    # Flags that were not given have no attribute, and Job's defaults hold.
+    given = vars(parser.parse_args(argv))
+    as_json = given.pop("json", False)
+    resume = given.pop("resume", None)
+    if resume is None:
+        if missing := [name for name in ("network", "--data") if name.strip("-") not in given]:
+            parser.error(f"the following arguments are required: {', '.join(missing)} (or --resume)")
+        if "data_root" in given and given["data"] not in _SETS[:-1]:
+            parser.error(
+                f"argument --data-root: only --data {', '.join(_SETS[:-1])} have one, not --data {given['data']}"
+            )
     for package, extra in _NEEDED.items():
         if importlib.util.find_spec(package) is None:
             print(f"convlens train: needs {package}, which is not installed: pip install '{extra}'", file=sys.stderr)
             return 1
 
-    from convlens_training.pipeline import Job, run  # imports torch, which takes seconds and may be missing
+    from convlens_training import jobs, pipeline  # import torch, which takes seconds and may be missing
 
-    changes = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "learning_rate")}
-    recipe = dataclasses.replace(
-        NETWORKS[arguments.network].recipe, **{name: value for name, value in changes.items() if value is not None}
-    )
-    job = Job(
-        network=arguments.network,
-        recipe=recipe,
-        data=arguments.data,
-        data_root=arguments.data_root,
-        models=arguments.models,
-        name=arguments.name or arguments.network,
-        seed=arguments.seed,
-        threads=arguments.threads,
-        device=arguments.device,
-    )
+    # Of several processes only the first speaks for all; what goes wrong in another says so.
+    who = "" if (rank := _rank()) == 0 else f"process {rank}: "
     try:
-        result = run(job)
+        result = pipeline.run(_job(given) if resume is None else jobs.resumed(resume, given))
     except TrainingError as error:
-        print(f"convlens train: {error}", file=sys.stderr)
+        print(f"convlens train: {who}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("convlens train: interrupted, nothing was published", file=sys.stderr)
+        print(f"convlens train: {who}interrupted, nothing was published", file=sys.stderr)
         return 130
-    print(json.dumps(dataclasses.asdict(result), ensure_ascii=False, indent=1) if arguments.json else _text(result))
+    if result is not None:
+        print(json.dumps(dataclasses.asdict(result), ensure_ascii=False, indent=1) if as_json else _text(result))
     return 0
+
+
+def _job(given: dict[str, Any]) -> Job:
+    from convlens_training.architectures import find
+    from convlens_training.jobs import Job
+
+    subject = find(given["network"])
+    usual = subject.tuned if subject.tuned and "weights" in given else subject.recipe
+    recipe: Recipe = RECIPES[given.pop("recipe", usual)]
+    changes = {name: given.pop(name) for name in _CHANGES if name in given}
+    given.setdefault("data_root", None)
+    given.setdefault("models", Path("models"))
+    given.setdefault("name", given["network"].rpartition(":")[2])
+    return Job(recipe=dataclasses.replace(recipe, **changes), **given)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
 
 
 def _text(result: Result) -> str:
@@ -85,6 +108,10 @@ def _text(result: Result) -> str:
         f"accuracy {result.test_accuracy:.2%} on {result.test_images} held-out images; "
         f"{result.parameters:,} parameters, trained for {result.seconds:.0f} s on {result.device}",
     ]
+    for variant in result.variants:
+        published = "published too" if variant["published"] else "not published"
+        lines.append(f"{variant['precision']} {published}: {variant['reason']}")
+    lines.append(f"run {result.run}")
     if result.unreadable:
         lines.append(f"{len(result.unreadable)} unreadable files were skipped")
     return "\n".join(lines)
@@ -94,47 +121,78 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convlens train",
         description="Trains a network, exports it to ONNX, and publishes it as a model's next version.",
-        epilog="Of mnist5k, and of a folder without train/, a fifth of each class is held out, drawn by the seed.",
+        epilog="Of mnist5k, and of a folder without val/ and test/, a fifth of each class is held out, drawn by the "
+        "seed.",
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
+    about = "; ".join(f"{name}: {network.description}" for name, network in NETWORKS.items())
     parser.add_argument(
-        "network", choices=NETWORKS, help="; ".join(f"{n}: {s.description}" for n, s in NETWORKS.items())
+        "network",
+        nargs="?",
+        help=f"{about}; or any classification network of torchvision, e.g. resnet18",
     )
-    parser.add_argument(
+    data = parser.add_argument_group("data")
+    data.add_argument(
         "--data",
-        required=True,
-        metavar="mnist|mnist5k|FOLDER",
-        help="mnist (60,000 digits; downloaded where missing), mnist5k (5,000 of them; no download), or a folder of "
-        "images: FOLDER/train/<label>/* with FOLDER/val or FOLDER/test, or FOLDER/<label>/*",
+        metavar=f"{'|'.join(_SETS)}|FOLDER",
+        help="mnist, fashion_mnist, cifar10, imagenette (downloaded where missing), mnist5k (5,000 digits; no "
+        "download), or a folder of images: FOLDER/train/<label>/* with FOLDER/val, FOLDER/test or both, or "
+        "FOLDER/<label>/*",
     )
-    parser.add_argument(
-        "--data-root",
-        type=Path,
-        metavar="DIR",
-        help="where MNIST's files are or go, as DIR/MNIST/raw/*.gz; the user's cache if not given",
+    data.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="where the files of a named set are or go; else the user's cache"
     )
-    parser.add_argument(
-        "--models", type=Path, default=Path("models"), metavar="DIR", help="the model repository (%(default)s)"
+    data.add_argument(
+        "--image-size",
+        type=_integer(1),
+        metavar="N",
+        help="height and width of images; else what the network usually takes",
     )
-    parser.add_argument("--name", type=_name, help="the model's name there; the network's if not given")
-    parser.add_argument(
-        "--epochs", type=_integer(1), metavar="N", help="how often each image is seen; the recipe's if not given"
+    data.add_argument("--strict", action="store_true", help="refuse files that are no images, instead of skipping them")
+    how = parser.add_argument_group("training")
+    how.add_argument("--recipe", choices=RECIPES, help="how it is trained; the network's own if not given")
+    how.add_argument("--epochs", type=_integer(1), metavar="N", help="how often each image is seen; else the recipe's")
+    how.add_argument("--batch-size", type=_integer(1), metavar="N", help="images a step; the recipe's if not given")
+    how.add_argument("--learning-rate", type=_positive, metavar="X", help="the highest; the recipe's if not given")
+    how.add_argument(
+        "--patience",
+        type=_integer(1),
+        metavar="N",
+        help="stop after N epochs without a better one on the validation part: val/ where there is test/ too, else a "
+        "tenth of the training images",
     )
-    parser.add_argument("--batch-size", type=_integer(1), metavar="N", help="images a step; the recipe's if not given")
-    parser.add_argument(
-        "--learning-rate", type=_learning_rate, metavar="X", help="the highest; the recipe's if not given"
+    how.add_argument("--weights", type=Path, metavar="FILE", help="begin with these weights, but for the head")
+    how.add_argument("--seed", type=_integer(0, 2**32 - 1), metavar="N", help="decides everything random (0)")
+    where = parser.add_argument_group("where it computes")
+    where.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), help="auto, which is CUDA if there is one, if not given"
     )
-    parser.add_argument(
-        "--seed", type=_integer(0, 2**32 - 1), default=0, metavar="N", help="decides everything random (%(default)s)"
+    where.add_argument(
+        "--devices", type=_integer(1), metavar="N", help="processes on each machine, one for each GPU (1)"
     )
-    parser.add_argument("--threads", type=_integer(1), default=1, metavar="N", help="of the CPU (%(default)s)")
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto, which takes CUDA if there is one, if not given",
+    where.add_argument("--nodes", type=_integer(1), metavar="N", help="machines (1)")
+    where.add_argument("--threads", type=_integer(1), metavar="N", help="of the CPU, for each process (1)")
+    where.add_argument(
+        "--mixed-precision",
+        choices=("auto", "on", "off"),
+        help="train partly in 16 bits; auto is off on the CPU (auto)",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    results = parser.add_argument_group("results")
+    results.add_argument("--models", type=Path, metavar="DIR", help="the model repository (models)")
+    results.add_argument("--name", type=_name, help="the model's name there; the network's if not given")
+    results.add_argument(
+        "--max-drop",
+        type=_not_negative,
+        metavar="POINTS",
+        help="points of per cent of accuracy that an int8 or float16 variant may lose to be published (0.2)",
+    )
+    results.add_argument("--runs", type=Path, metavar="DIR", help="where the run's folder goes (runs)")
+    results.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its folder; needs nothing else"
+    )
+    results.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, in the run's folder")
+    results.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
@@ -153,14 +211,23 @@ def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def _learning_rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
+def _positive(text: str) -> float:
+    if not 0 < (value := _number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def _not_negative(text: str) -> float:
+    if not 0 <= (value := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, at least 0")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _name(text: str) -> str:

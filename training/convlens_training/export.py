@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import logging
 import warnings
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from convlens.manifest import METADATA_KEY, Manifest
+from convlens_training.architectures.network import BODY
 from convlens_training.errors import TrainingError
 
 # Opset 18 in IR version 8 is read by onnxruntime 1.14 and later.
@@ -44,7 +46,7 @@ def to_onnx(network: nn.Sequential, size: tuple[int, int, int]) -> onnx.ModelPro
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                network,
+                _exportable(network),
                 (example,),
                 input_names=[INPUT],
                 output_names=[OUTPUT],
@@ -58,8 +60,8 @@ def to_onnx(network: nn.Sequential, size: tuple[int, int, int]) -> onnx.ModelPro
         chatty.setLevel(level)
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    _rename(model.graph)
-    _strip(model)
+    _rename(model.graph, network)
+    strip(model)
     _check(model, network)
     return model
 
@@ -73,16 +75,24 @@ def with_manifest(model: onnx.ModelProto, manifest: Manifest) -> bytes:
     return made.SerializeToString(deterministic=True)
 
 
-def _rename(graph: onnx.GraphProto) -> None:
+def _rename(graph: onnx.GraphProto, network: nn.Sequential) -> None:
     """Gives nodes and tensors the names of the modules that they come from, as torch's exporter wrote them down."""
+    leaves = {name.removeprefix(f"{BODY}.") for name, module in network.named_modules() if not any(module.children())}
     unnamed = {tensor.name for tensor in graph.initializer if "." not in tensor.name}
-    tensors: dict[str, str] = {}
+    tensors = {tensor.name: tensor.name.removeprefix(f"{BODY}.") for tensor in graph.initializer}
+    taken: set[str] = set()
     for node in graph.node:
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
-        # E.g. ['', 'conv_1', 'conv2d']: the modules from outside in, then the call.
-        module = ["", *(str(scope) for scope in ast.literal_eval(scopes)[:-1])][-1]
-        node.name = f"preprocess/{_PREPROCESSING.get(node.op_type, node.op_type)}" if module == "preprocess" else module
-        tensors[node.output[0]] = node.name
+        module = _module(node)
+        name = f"preprocess/{_PREPROCESSING.get(node.op_type, node.op_type)}" if module == "preprocess" else module
+        if module not in leaves:
+            # What a module that holds others computes itself, e.g. the sum in layer1.0.
+            name = ".".join(filter(None, (module, node.op_type.lower())))
+        number, node.name = 1, name
+        while node.name in taken:
+            number += 1
+            node.name = f"{name}_{number}"
+        taken.add(node.name)
+        tensors.update({output: f"{node.name}:{n}" if n else node.name for n, output in enumerate(node.output)})
         tensors.update({name: f"{node.name}.operand_{n}" for n, name in enumerate(node.input) if name in unnamed})
     tensors[graph.output[0].name] = OUTPUT
     for node in graph.node:
@@ -93,7 +103,35 @@ def _rename(graph: onnx.GraphProto) -> None:
     graph.output[0].name = OUTPUT
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def _module(node: onnx.NodeProto) -> str:
+    """The innermost module that a node comes from; "" for the network itself."""
+    if node.op_type in ("Conv", "Gemm") and "." in node.input[1]:
+        # A batch normalisation that was folded into its convolution leaves it under its own name.
+        return node.input[1].removeprefix(f"{BODY}.").rpartition(".")[0]
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+    # E.g. ['', 'conv_1', 'conv2d']: the modules from outside in, then the call.
+    module = ["", *(str(scope) for scope in ast.literal_eval(scopes)[:-1])][-1]
+    return "" if module == BODY else module.removeprefix(f"{BODY}.")
+
+
+class _Mean(nn.Module):
+    """The average over height and width, which torch's exporter makes one node of; of AdaptiveAvgPool2d eight."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.mean((2, 3), keepdim=True)
+
+
+def _exportable(network: nn.Sequential) -> nn.Sequential:
+    """A copy of a network for the exporter, which computes the same."""
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+                setattr(parent, name, _Mean())
+    return network
+
+
+def strip(model: onnx.ModelProto) -> None:
     """Leaves out what is there for debugging: stack traces with this machine's paths, in every node and tensor."""
     graph = model.graph
     graph.name = "network"
@@ -105,9 +143,14 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _check(model: onnx.ModelProto, network: nn.Sequential) -> None:
-    layers = [name for name, module in network[1:].named_children() if not isinstance(module, nn.Dropout)]
-    expected = [*(f"preprocess/{what}" for what in _PREPROCESSING.values()), *layers]
     names = [node.name for node in model.graph.node]
+    preprocessing = [f"preprocess/{what}" for what in _PREPROCESSING.values()]
+    inside = [(name, module) for name, module in network.named_children() if name not in ("preprocess", "softmax")]
+    # What a network that is no plain sequence becomes is the exporter's affair, but for its ends.
+    layers = [name for name, module in inside if not isinstance(module, (nn.Dropout, nn.BatchNorm2d))]
+    if [name for name, _ in inside] == [BODY]:
+        layers = [name for name in names[len(preprocessing) : -1] if not name.startswith(("preprocess", "softmax"))]
+    expected = [*preprocessing, *layers, "softmax"]
     if names != expected or model.functions or [entry.version for entry in model.opset_import] != [OPSET]:
         raise TrainingError(
             f"torch {torch.__version__}'s exporter made the nodes {', '.join(names)} of the network, instead of "

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from convlens.manifest import ImageInput
+from convlens_training import architectures
+from convlens_training.architectures.network import BODY
+from convlens_training.errors import TrainingError
+from convlens_training.recipes import ImageSize
 
 
 class Preprocess(nn.Module):
@@ -45,12 +50,27 @@ def build(name: str, image: ImageInput, classes: int) -> nn.Sequential:
     N × classes. The modules between them have the names that the layers have in the exported file.
 
     Args:
-        name: One of recipes.NETWORKS.
-        image: What it takes; of the size that recipes.NETWORKS says.
+        name: As `architectures.find` takes it.
+        image: What it takes; of a size that fits the network.
         classes: Number of classes, ≥ 2.
+
+    Raises:
+        TrainingError: There is no such network, or it does not take images of that size.
     """
+    size = ImageSize(image.height, image.width, image.channels)
+    made = architectures.find(name).layers
+    try:
+        # Without arithmetic, and before weights are drawn.
+        with torch.device("meta"), torch.random.fork_rng([]):
+            body = nn.Sequential(OrderedDict(made(size, classes))).eval()
+            body(torch.empty(2, size.channels, size.height, size.width))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise TrainingError(
+            f"network {name} does not take images of {size} (height × width × channels): choose another --image-size "
+            f"({' '.join(str(error).split())})"
+        ) from None
     layers = OrderedDict[str, nn.Module](preprocess=Preprocess(image))
-    layers.update(_BODIES[name](image.channels, classes))
+    layers.update(made(size, classes))
     layers["softmax"] = nn.Softmax(dim=1)
     return nn.Sequential(layers)
 
@@ -60,30 +80,54 @@ def without_ends(network: nn.Sequential) -> nn.Sequential:
     return network[1:-1]
 
 
-def _lecture_cnn(channels: int, classes: int) -> dict[str, nn.Module]:
-    return {
-        "conv_1": nn.Conv2d(channels, 32, 3),
-        "relu_1": nn.ReLU(),
-        "conv_2": nn.Conv2d(32, 64, 3),
-        "relu_2": nn.ReLU(),
-        "max_pool_1": nn.MaxPool2d(2),
-        "dropout_1": nn.Dropout(0.25),
-        "flatten": nn.Flatten(),
-        "dense_1": nn.Linear(64 * 12 * 12, 128),
-        "relu_3": nn.ReLU(),
-        "dropout_2": nn.Dropout(0.5),
-        "output": nn.Linear(128, classes),
-    }
+def load_weights(network: nn.Sequential, name: str, path: Path, size: ImageSize, classes: int) -> None:
+    """Gives a network the weights of a file, all but its head's, which stay as they are.
+
+    The head is what depends on the number of classes.
+
+    Args:
+        network: As `build` makes it.
+        name: Its name.
+        path: Of a state dict as torch.save writes it, such as the files of torchvision's weights, or of a checkpoint
+            of ours.
+        size: As for `build`.
+        classes: Of the network.
+
+    Raises:
+        TrainingError: The file cannot be read, or is of another network.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TrainingError(f"--weights {path} cannot be read: {reason}: give a file of torch.save") from None
+    # A checkpoint of ours has the network's own weights beside others.
+    weights = content.get("average") or content.get("network") or content if isinstance(content, dict) else {}
+    prefix = f"{BODY}."
+    found = {str(key).removeprefix("module.").removeprefix(prefix): value for key, value in weights.items()}
+    # The second outputs of googlenet and inception_v3, and the counter of a moving average.
+    found = {key: value for key, value in found.items() if not key.lower().startswith(("aux", "n_averaged"))}
+    head = _head(name, size, classes)
+    expected = {key: value for key, value in network.state_dict().items() if key not in head}
+    wrong = [
+        key
+        for key, value in expected.items()
+        if getattr(found.get(key.removeprefix(prefix)), "shape", None) != value.shape
+    ]
+    strange = set(found) - {key.removeprefix(prefix) for key in [*expected, *head]}
+    if wrong or strange:
+        raise TrainingError(
+            f"--weights {path} is of another architecture than {name}: of {len(expected)} tensors {len(wrong)} are "
+            f"missing or of another shape ({', '.join(wrong[:3]) or 'none'}), and {len(strange)} are unknown "
+            f"({', '.join(sorted(strange)[:3]) or 'none'}): give the file of {name}'s weights"
+        )
+    network.load_state_dict({key: found[key.removeprefix(prefix)] for key in expected}, strict=False)
 
 
-def _tiny_vgg(channels: int, classes: int) -> dict[str, nn.Module]:
-    layers: dict[str, nn.Module] = {}
-    for block in (1, 2):
-        for n in (1, 2):
-            layers[f"conv_{block}_{n}"] = nn.Conv2d(10 if layers else channels, 10, 3)
-            layers[f"relu_{block}_{n}"] = nn.ReLU()
-        layers[f"max_pool_{block}"] = nn.MaxPool2d(2)
-    return {**layers, "flatten": nn.Flatten(), "output": nn.Linear(10 * 13 * 13, classes)}
-
-
-_BODIES: dict[str, Callable[[int, int], dict[str, nn.Module]]] = {"lecture_cnn": _lecture_cnn, "tiny_vgg": _tiny_vgg}
+def _head(name: str, size: ImageSize, classes: int) -> set[str]:
+    with torch.device("meta"), torch.random.fork_rng([]):
+        shapes = [
+            {key: value.shape for key, value in nn.Sequential(OrderedDict(made)).state_dict().items()}
+            for made in (architectures.find(name).layers(size, count) for count in (classes, classes + 1))
+        ]
+    return {key for key, shape in shapes[0].items() if shapes[1][key] != shape}

@@ -1,10 +1,11 @@
-"""Compares an export with the network it was made of."""
+"""Runs exports in onnxruntime on held-out images, and compares them with the network they were made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from convlens_training.datasets import Split
 from convlens_training.errors import TrainingError
-from convlens_training.export import INPUT
+from convlens_training.export import INPUT, OUTPUT
 from convlens_training.fitting import accuracy, batches, logits_of
 
 # Largest difference of any logit. Other orders of summation give 1e-5; other arithmetic gives more than 1e-3.
@@ -46,20 +47,7 @@ def check(model: onnx.ModelProto, network: nn.Sequential, held_out: Split, threa
     Raises:
         TrainingError: A logit differs by more than `MAX_LOGIT_DIFFERENCE`, or is no number.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    logits = onnx.helper.make_tensor_value_info(model.graph.node[-1].input[0], onnx.TensorProto.FLOAT, None)
-    watched.graph.output.append(logits)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # The file itself, and a copy that shows its logits too.
-    plain, open_ended = (
-        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        for proto in (model, watched)
-    )
-    scores = np.concatenate([plain.run(None, {INPUT: batch})[0] for batch in batches(held_out.images)])
-    exported = np.concatenate([open_ended.run([logits.name], {INPUT: batch})[0] for batch in batches(held_out.images)])
+    scores, exported = outputs_of(model, held_out.images, threads)
     original = logits_of(network, held_out.images, torch.device("cpu"))
     difference = float(np.abs(exported - original).max())
     # Written so that a difference that is no number is refused too.
@@ -71,3 +59,36 @@ def check(model: onnx.ModelProto, network: nn.Sequential, held_out: Split, threa
         )
     agreement = float((scores.argmax(1) == original.argmax(1)).mean())
     return Parity(difference, agreement, accuracy(scores, held_out.labels))
+
+
+def outputs_of(
+    model: onnx.ModelProto, images: npt.NDArray[np.uint8], threads: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Runs a model in onnxruntime as the server does it: on the CPU, with its logits as a second output.
+
+    Args:
+        model: Of `export.to_onnx`, or a variant of one; ends in a softmax. Left as it is.
+        images: uint8 N × height × width × channels.
+        threads: Of onnxruntime, ≥ 1.
+
+    Returns:
+        Scores and logits, N × classes each.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    logits = model.graph.node[-1].input[0]
+    # Without a type: the session infers it. With one but no shape onnxruntime 1.32 crashes on torchvision's vit_b_16.
+    watched.graph.output.append(onnx.ValueInfoProto(name=logits))
+    session = make_session(watched.SerializeToString(), threads)
+    runs = [session.run([OUTPUT, logits], {INPUT: batch}) for batch in batches(images)]
+    return np.concatenate([first for first, _ in runs]), np.concatenate([second for _, second in runs])
+
+
+def make_session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU with the settings of the server's."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -1,19 +1,21 @@
-"""Puts a model file into a model repository, as the next version, all at once."""
+"""Puts model files into a model repository, as the next version, all at once."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convlens.manifest import PRECISIONS, file_name
 from convlens_training.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a model file went: <models>/<name>/<version>/model.onnx."""
+    """Where the float32 file went: <models>/<name>/<version>/model.onnx; its variants are beside it."""
 
     version: int
     path: Path
@@ -36,15 +38,15 @@ def check_repository(models: Path, name: str) -> None:
         )
 
 
-def publish(content: bytes, models: Path, name: str) -> Published:
-    """Publishes a model file as the version after the highest there is, beginning with 1.
+def publish(files: Mapping[str, bytes], models: Path, name: str) -> Published:
+    """Publishes a model's files as the version after the highest there is, beginning with 1.
 
-    The version's folder appears with the whole file in it, on disk, or not at all. It is made under a name that begins
-    with a dot, which readers ignore; what an interruption leaves there can be deleted. Of several that publish at once
-    each gets a version of its own.
+    The version's folder appears with all of them whole in it, on disk, or not at all. It is made under a name that
+    begins with a dot, which readers ignore; what an interruption leaves there can be deleted. Of several that publish
+    at once each gets a version of its own.
 
     Args:
-        content: The file.
+        files: By name: model.onnx, and variants as `variants.files` names them.
         models: The repository; made if missing.
         name: The model's name.
 
@@ -56,10 +58,8 @@ def publish(content: bytes, models: Path, name: str) -> Published:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir()
-        with (unfinished / "model.onnx").open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        for file, content in files.items():
+            _write(unfinished / file, content)
         _sync(unfinished)
         version = _move(unfinished, folder)
         _sync(folder)
@@ -71,7 +71,44 @@ def publish(content: bytes, models: Path, name: str) -> Published:
         ) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return Published(version, folder / str(version) / "model.onnx")
+    return Published(version, folder / str(version) / file_name(PRECISIONS[0]))
+
+
+def add(files: Mapping[str, bytes], version: Path) -> None:
+    """Adds files to a version that is there already; each appears whole, or not at all.
+
+    Args:
+        files: By name.
+        version: The version's folder.
+
+    Raises:
+        TrainingError: One of them is there already, and then none is added; or the file system refuses.
+    """
+    if present := [file for file in files if os.path.lexists(version / file)]:
+        raise TrainingError(f"{version / present[0]} is there already: move it away, or publish another version")
+    for file, content in files.items():
+        unfinished = version / f".publish-{file}-{secrets.token_hex(8)}"
+        try:
+            _write(unfinished, content)
+            # Unlike a rename, this fails where another publisher was faster.
+            (version / file).hardlink_to(unfinished)
+            unfinished.unlink()
+            _sync(version)
+        except OSError as error:
+            raise TrainingError(
+                f"{version / file} could not be written ({error.strerror or error}): make room or change permissions "
+                "there"
+            ) from None
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file to disk, not only to the system's memory."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _move(unfinished: Path, folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""The `convlens` command. It needs only the SDK; `serve` and `train` call their packages, if they are installed."""
+"""The `convlens` command. It needs only the SDK; what serves or trains calls its package, if it is installed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _OURS = {"convlens", "convlens_server", "convlens_training"}
 _DELEGATES = {
     "serve": ("convlens_server.launch", "server"),
     "train": ("convlens_training.cli", "server,training"),
+    "runs": ("convlens_training.runs_cli", "training"),
+    "evaluate": ("convlens_training.evaluate", "training"),
 }
 
 
@@ -31,11 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments and arguments[0] in _DELEGATES:
-            return _delegate(arguments[0], arguments[1:])
-        return _ask(arguments)
+        delegated = bool(arguments) and arguments[0] in _DELEGATES
+        status = _delegate(arguments[0], arguments[1:]) if delegated else _ask(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader has left, e.g. `head`. What is still in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _ask(arguments: list[str]) -> int:
@@ -45,11 +52,8 @@ def _ask(arguments: list[str]) -> int:
         return end.code if isinstance(end.code, int) else 1
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has left, e.g. `head`. What is still in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
     except (Error, OSError) as error:
         print(f"convlens: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

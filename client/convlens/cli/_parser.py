@@ -22,7 +22,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"convlens {version}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    asks = [_asking()]
+    asks = [asking()]
     chooses = [*asks, _choosing()]
 
     command = commands.add_parser("classify", parents=chooses, help="classify images")
@@ -63,10 +63,13 @@ def parser(version: str) -> argparse.ArgumentParser:
     # Only for the list of commands: main has passed these on before.
     commands.add_parser("serve", add_help=False, help="start a server (needs convlens[server])")
     commands.add_parser("train", add_help=False, help="train a network (needs convlens[server,training])")
+    commands.add_parser("runs", add_help=False, help="list and compare trainings (needs convlens[training])")
+    commands.add_parser("evaluate", add_help=False, help="evaluate a model on labelled data (needs convlens[training])")
     return top
 
 
-def _asking() -> argparse.ArgumentParser:
+def asking() -> argparse.ArgumentParser:
+    """The options of every command that asks a server, to be taken over by `parents`."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--server", default=os.environ.get(_SERVER) or "localhost:8001", metavar="HOST:PORT",

@@ -18,21 +18,21 @@ def files(models):
 
 def test_versions_count_up(tmp_path):
     models = tmp_path / "new" / "models"
-    first = publish(b"a", models, "digits")
+    first = publish({"model.onnx": b"a"}, models, "digits")
     assert (first.version, first.path) == (1, models / "digits" / "1" / "model.onnx")
-    assert publish(b"b", models, "digits").version == 2
-    assert publish(b"c", models, "animals").version == 1
+    assert publish({"model.onnx": b"b"}, models, "digits").version == 2
+    assert publish({"model.onnx": b"c"}, models, "animals").version == 1
     assert files(models) == {"digits/1/model.onnx": b"a", "digits/2/model.onnx": b"b", "animals/1/model.onnx": b"c"}
 
 
 def test_the_next_version_is_behind_the_highest(tmp_path):
     for name in ("3", "10", "x", "README.md", "٤٤"):
         (tmp_path / "digits" / name).mkdir(parents=True)
-    assert publish(b"a", tmp_path, "digits").version == 11
+    assert publish({"model.onnx": b"a"}, tmp_path, "digits").version == 11
 
 
 def test_a_version_is_readable_by_others(tmp_path):
-    path = publish(b"a", tmp_path, "digits").path
+    path = publish({"model.onnx": b"a"}, tmp_path, "digits").path
     umask = os.umask(0)
     os.umask(umask)
     assert path.parent.stat().st_mode & 0o777 == 0o777 & ~umask
@@ -54,7 +54,7 @@ def test_many_at_once_get_a_version_each(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", together)
     contents = [bytes([n]) * 1000 for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        published = list(pool.map(lambda content: publish(content, tmp_path, "digits"), contents))
+        published = list(pool.map(lambda content: publish({"model.onnx": content}, tmp_path, "digits"), contents))
     assert sorted(one.version for one in published) == list(range(1, 9))
     for one, content in zip(published, contents, strict=True):
         assert one.path.read_bytes() == content
@@ -71,7 +71,7 @@ def test_a_version_appears_with_all_that_is_in_it(tmp_path, monkeypatch):
         seen.append((target / "model.onnx").read_bytes())
 
     monkeypatch.setattr(Path, "rename", watched)
-    publish(b"abc", tmp_path, "digits")
+    publish({"model.onnx": b"abc"}, tmp_path, "digits")
     (name, before, existed), after = seen
     assert name.startswith(".")
     assert (before, existed, after) == (b"abc", False, b"abc")
@@ -80,7 +80,7 @@ def test_a_version_appears_with_all_that_is_in_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("call", [1, 2])
 def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error, call):
-    publish(b"a", tmp_path, "digits")
+    publish({"model.onnx": b"a"}, tmp_path, "digits")
     calls = []
 
     def fsync(descriptor):
@@ -91,7 +91,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error, call):
     monkeypatch.setattr(publication.os, "fsync", fsync)
     expected = TrainingError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
-        publish(b"b", tmp_path, "digits")
+        publish({"model.onnx": b"b"}, tmp_path, "digits")
     if expected is TrainingError:
         assert "could not be published in" in str(caught.value)
         assert "No space left on device" in str(caught.value)
@@ -101,7 +101,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error, call):
 
 def test_what_a_kill_leaves_is_in_nobodys_way(tmp_path):
     (tmp_path / ".publish-digits-0123").mkdir()
-    assert publish(b"a", tmp_path, "digits").version == 1
+    assert publish({"model.onnx": b"a"}, tmp_path, "digits").version == 1
 
 
 class TestCheckRepository:
@@ -114,7 +114,7 @@ class TestCheckRepository:
         with pytest.raises(TrainingError, match="digits is not a folder"):
             check_repository(tmp_path, "digits")
         with pytest.raises(TrainingError, match="could not be published"):
-            publish(b"a", tmp_path, "digits")
+            publish({"model.onnx": b"a"}, tmp_path, "digits")
 
     def test_no_permission(self, tmp_path, monkeypatch):
         monkeypatch.setattr(publication.os, "access", lambda path, mode: False)
