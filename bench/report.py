@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from contenders import AT_32, OURS, PLAIN, load_names
+from tables import goal, goal_table, spread, table
 
 # As written to bench/results: model, settings, machine, and of each repeat what was measured.
 Result: TypeAlias = dict[str, Any]
 
-_BEGIN, _END = "<!-- bench/serving.py writes from here", "<!-- to here -->"
 _NAMES = {"completion_queue": "convlens", "aio": "convlens, `--transport aio`", "plain": "plain `grpc.aio`"}
 # Two runs of one and the same thing differ by more than this.
 _NOT_MEASURABLE = 0.02
@@ -33,31 +31,31 @@ def goals(result: Result) -> list[dict[str, Any]]:
 
     many = load_names()[-1]
     rows = [
-        _goal(f"images/s at concurrency {load} ÷ best raw onnxruntime", ratio(load), low=limit)
+        goal(f"images/s at concurrency {load} ÷ best raw onnxruntime", ratio(load), low=limit)
         for load, limit in (("8", 0.6), ("32", 0.75), ("128", 0.65), (many, 0.85))
     ]
     hand_written = _each(repeats, lambda turn: _rate(turn, OURS[0]) / _rate(turn, PLAIN))
-    rows.append(_goal("images/s at concurrency 32 ÷ plain `grpc.aio` server", hand_written, low=3))
+    rows.append(goal("images/s at concurrency 32 ÷ plain `grpc.aio` server", hand_written, low=3))
     alone = _each(repeats, lambda turn: _point(turn, OURS[0], "1")["p50_ms"] - raw_latency(turn))
-    rows.append(_goal("p50 at concurrency 1 − raw single-image latency, ms", alone, high=0.25))
+    rows.append(goal("p50 at concurrency 1 − raw single-image latency, ms", alone, high=0.25))
     block = _each(repeats, lambda turn: turn["feature_maps"]["in_process"])
     share = [times["first_block_ms"] / times["forward_ms"] for times in block]
-    rows.append(_goal("ResNet-18: all maps of the first block ÷ forward pass", share, high=0.3))
+    rows.append(goal("ResNet-18: all maps of the first block ÷ forward pass", share, high=0.3))
     absent = _each(repeats, lambda turn: len(turn["feature_maps"]["missing_layers"]))
     # Nothing of chance: a layer that is missing once is missing.
     worst = [max(absent)] if absent else []
-    rows.append(_goal("ResNet-18: layers missing from the catalogue", worst, high=0, text="none"))
+    rows.append(goal("ResNet-18: layers missing from the catalogue", worst, high=0, text="none"))
     unused = _each(
         repeats,
         lambda turn: turn["servers"][OURS[0]]["after_feature_maps"]["images_per_second"] / _rate(turn, OURS[0]),
     )
     title = "images/s at concurrency 32 after 100 feature-map requests ÷ before"
-    cost = _goal(title, unused, low=1, text="1, within the repeats' spread")
+    cost = goal(title, unused, low=1, text="1, within the repeats' spread")
     if unused:
         cost["reached"] = cost["high"] >= 1 or cost["median"] >= 1 - _NOT_MEASURABLE
     rows.append(cost)
-    rows.append(_goal("memory after load, MB", server("loaded_mb"), high=250))
-    rows.append(_goal("start to ready, s", server("start_seconds"), high=2))
+    rows.append(goal("memory after load, MB", server("loaded_mb"), high=250))
+    rows.append(goal("start to ready, s", server("start_seconds"), high=2))
     return rows
 
 
@@ -83,22 +81,14 @@ def render(result: Result) -> str:
         f"{machine['onnxruntime']}, h2load {machine['h2load']}; load average before: {machine['load_before']:.2f}.",
         f"Command: `{_command(result)}`. Figures are medians of {len(result['repeats'])} (lowest – highest).",
     ]
-    parts = [_goal_table(result), _load_table(result), _process_table(result), _raw_table(result), _map_table(result)]
+    parts = [
+        goal_table(goals(result)),
+        _load_table(result),
+        _process_table(result),
+        _raw_table(result),
+        _map_table(result),
+    ]
     return "\n\n".join([*lines, *(part for part in parts if part)])
-
-
-def update_readme(readme: Path, table: str) -> None:
-    """Puts a table between the README's markers.
-
-    Raises:
-        ValueError: It has no markers.
-    """
-    text = readme.read_text()
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{readme.name} lacks the markers {_BEGIN!r} and {_END!r}")
-    readme.write_text(f"{before}{begin} -->\n{table}\n{end}{after}")
 
 
 def _command(result: Result) -> str:
@@ -109,15 +99,6 @@ def _command(result: Result) -> str:
     command += f" --seconds {settings['seconds']:g} --repeats {settings['repeats']}"
     complete = {*OURS, PLAIN, "feature_maps"} <= set(settings["parts"])
     return command if complete else f"{command} --only {' '.join(settings['parts'])}"
-
-
-def _goal_table(result: Result) -> str:
-    rows = []
-    for goal in goals(result):
-        measured = "not measured" if goal["median"] is None else _shown(goal["median"], goal["low"], goal["high"])
-        reached = {True: "yes", False: "**no**", None: "–"}[goal["reached"]]
-        rows.append((goal["what"], goal["goal"], measured, reached))
-    return _table(("", "goal", "measured", "reached"), rows)
 
 
 def _load_table(result: Result) -> str:
@@ -133,10 +114,10 @@ def _load_table(result: Result) -> str:
                 lambda turn, name=name, load=load: _point(turn, name, load)["images_per_second"] / best_raw(turn),  # type: ignore[misc]
             )
             columns = ([point[key] for point in points] for key in ("images_per_second", "p50_ms", "p99_ms", "cpu_us"))
-            rate, p50, p99, cpu = (_spread(column) for column in columns)
-            rows.append((load, _NAMES[name], rate, _spread(ratios), p50, p99, cpu))
+            rate, p50, p99, cpu = (spread(column) for column in columns)
+            rows.append((load, _NAMES[name], rate, spread(ratios), p50, p99, cpu))
     titles = ("concurrency", "server", "images/s", "÷ raw", "p50 ms", "p99 ms", "server CPU µs a request")
-    return _table(titles, rows) if rows else ""
+    return table(titles, rows) if rows else ""
 
 
 def _process_table(result: Result) -> str:
@@ -145,17 +126,17 @@ def _process_table(result: Result) -> str:
         found = _each(result["repeats"], lambda turn, name=name: turn["servers"][name])  # type: ignore[misc]
         if found:
             columns = ([each[key] for each in found] for key in ("start_seconds", "loaded_mb", "peak_mb"))
-            rows.append((_NAMES[name], *(_spread(column) for column in columns)))
-    return _table(("server", "start to ready s", "memory after load MB", "peak MB"), rows) if rows else ""
+            rows.append((_NAMES[name], *(spread(column) for column in columns)))
+    return table(("server", "start to ready s", "memory after load MB", "peak MB"), rows) if rows else ""
 
 
 def _raw_table(result: Result) -> str:
     rows = []
     for position, run in enumerate(result["repeats"][0]["raw"]):
         runs = [turn["raw"][position] for turn in result["repeats"]]
-        rate, p50 = (_spread([each[key] for each in runs]) for key in ("images_per_second", "p50_ms"))
+        rate, p50 = (spread([each[key] for each in runs]) for key in ("images_per_second", "p50_ms"))
         rows.append((run["batch"], run["threads"], rate, p50))
-    return _table(("raw onnxruntime: batch", "threads", "images/s", "p50 ms a run"), rows)
+    return table(("raw onnxruntime: batch", "threads", "images/s", "p50 ms a run"), rows)
 
 
 def _map_table(result: Result) -> str:
@@ -167,7 +148,7 @@ def _map_table(result: Result) -> str:
         columns = [[each[where][key] for each in found] for key in (whole, "first_block_ms", "first_block_output_ms")]
         ratios = [block / full for full, block in zip(columns[0], columns[1], strict=True)]
         title = "in process" if where == "in_process" else "over gRPC"
-        rows.append((title, *(_spread(column) for column in columns), _spread(ratios)))
+        rows.append((title, *(spread(column) for column in columns), spread(ratios)))
     titles = (
         f"ResNet-18, {found[0]['layers']} layers",
         "whole network ms",
@@ -175,7 +156,7 @@ def _map_table(result: Result) -> str:
         "that block's output alone ms",
         "all layers ÷ whole",
     )
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
 def _each(repeats: Sequence[dict[str, Any]], get: Callable[[dict[str, Any]], Any]) -> list[Any]:
@@ -193,34 +174,3 @@ def _point(turn: dict[str, Any], server: str, load: str) -> dict[str, Any]:
 
 def _rate(turn: dict[str, Any], server: str) -> float:
     return float(_point(turn, server, AT_32.name)["images_per_second"])
-
-
-def _goal(
-    what: str, values: list[float], low: float | None = None, high: float | None = None, text: str = ""
-) -> dict[str, Any]:
-    text = text or (f"≥ {low:g}" if low is not None else f"≤ {high:g}")
-    if not values:
-        return {"what": what, "goal": text, "median": None, "low": None, "high": None, "reached": None}
-    median = statistics.median(values)
-    reached = median >= low if low is not None else high is not None and median <= high
-    return {
-        "what": what, "goal": text, "median": median, "low": min(values), "high": max(values), "reached": reached
-    }  # fmt: skip
-
-
-def _spread(values: list[float]) -> str:
-    return _shown(statistics.median(values), min(values), max(values))
-
-
-def _shown(median: float, low: float, high: float) -> str:
-    return _number(median) if low == high else f"{_number(median)} ({_number(low)} – {_number(high)})"
-
-
-def _number(value: float) -> str:
-    """Three digits, and all of those before the point."""
-    return f"{value:.0f}" if abs(value) >= 100 or value == 0 else f"{value:.3g}"
-
-
-def _table(titles: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -9,11 +9,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,10 @@ from contenders import OURS, PLAIN, is_ready, measure_ours, measure_plain, our_s
 from convlens_server.config import parse_config
 from convlens_server.settings import MAX_BATCH
 from h2load import LoadError, require_h2load
+from machine import QUIET, machine
 from processes import ProcessError, free_ports, run_child, serving
-from report import Result, goals, render, update_readme
+from report import Result, goals, render
+from tables import update_readme
 
 _HERE = Path(__file__).parent
 _FEATURE_MAPS = "feature_maps"
@@ -32,8 +31,6 @@ _PARTS = (*OURS, PLAIN, _FEATURE_MAPS)
 # There are eight runs of onnxruntime alone, each as long as this part of a server's.
 _RAW_SHARE = 0.25
 _FEATURE_MAP_SHARE = 0.5
-# Load average of a machine that does nothing else.
-_QUIET = 0.5
 
 
 def measure(models: Path, model: str, seconds: float, repeats: int, only: list[str]) -> Result:
@@ -68,10 +65,10 @@ def measure(models: Path, model: str, seconds: float, repeats: int, only: list[s
             "max_batch": config.max_batch or MAX_BATCH["cpu"],
             "max_queue_delay_ms": config.max_queue_delay_ms,
         },
-        "machine": _machine(described["onnxruntime"], h2load),
+        "machine": {**machine("grpcio"), "onnxruntime": described["onnxruntime"], "h2load": h2load},
         "repeats": [],
     }
-    if result["machine"]["load_before"] > _QUIET:
+    if result["machine"]["load_before"] > QUIET:
         _say(f"this machine is busy (load average {result['machine']['load_before']:.1f}): the figures mean little")
     with tempfile.TemporaryDirectory() as folder:
         resnet, skipped = Path(folder), "not asked for"
@@ -126,26 +123,6 @@ def _highest_version(folder: Path) -> Path:
     return max(versions, key=lambda path: int(path.parent.name))
 
 
-def _machine(onnxruntime: str, h2load: str) -> dict[str, Any]:
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    memory = next(int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**20, 1),
-        "load_before": os.getloadavg()[0],
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "grpcio": version("grpcio"),
-        "onnxruntime": onnxruntime,
-        "h2load": h2load,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -177,7 +154,7 @@ def main() -> int:
     table = render(result)
     print(table)
     if arguments.update_readme:
-        update_readme(_HERE / "README.md", table)
+        update_readme(_HERE / "README.md", "serving.py", table)
     return 0
 
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from contenders import LOADS
-from report import goals, render, update_readme
+from report import goals, render
 
 
 def points(rate):
@@ -111,15 +111,3 @@ def test_parts_that_were_not_measured_are_said_so(result):
     assert "| ≥ 3 | not measured | – |" in table
     assert "not measured, torch not installed (the training extra)." in table
     assert "--only completion_queue`" in table
-
-
-def test_readme(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench/serving.py writes from here -->\nold\n<!-- to here -->\nafter\n")
-    for _ in range(2):
-        update_readme(readme, "| new |")
-    expected = "before\n<!-- bench/serving.py writes from here -->\n| new |\n<!-- to here -->\nafter\n"
-    assert readme.read_text() == expected
-    readme.write_text("nothing")
-    with pytest.raises(ValueError, match="lacks the markers"):
-        update_readme(readme, "| new |")
