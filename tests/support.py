@@ -35,7 +35,7 @@ CLASSES = 16
 WEIGHTS = np.random.default_rng(7).integers(-3, 4, (SIDE * SIDE, CLASSES)).astype(np.float32)
 
 
-def linear_model() -> onnx.ModelProto:
+def linear_model(weights: np.ndarray = WEIGHTS) -> onnx.ModelProto:
     """Takes 8 × 8 grey images; its logits are the pixels (0 … 1) times WEIGHTS, so each image has logits of its own."""
     graph = helper.make_graph(
         [
@@ -45,7 +45,7 @@ def linear_model() -> onnx.ModelProto:
         "linear",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, SIDE, SIDE])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", CLASSES])],
-        [numpy_helper.from_array(WEIGHTS, "w")],
+        [numpy_helper.from_array(weights, "w")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
@@ -96,8 +96,13 @@ def raw(images: np.ndarray) -> pb.Images:
     return pb.Images(raw=pb.RawImages(pixels=images.tobytes(), height=height, width=width, channels=channels))
 
 
-def expected_logits(images: np.ndarray) -> np.ndarray:
-    return (images.reshape(len(images), -1).astype(np.float32) / np.float32(255)) @ WEIGHTS
+def expected_logits(images: np.ndarray, weights: np.ndarray = WEIGHTS) -> np.ndarray:
+    return (images.reshape(len(images), -1).astype(np.float32) / np.float32(255)) @ weights
+
+
+def own_weights(seed: int) -> np.ndarray:
+    """Weights of a linear model that no other seed gives, so that an answer tells which model made it."""
+    return np.random.default_rng(seed).integers(-3, 4, (SIDE * SIDE, CLASSES)).astype(np.float32)
 
 
 class Served:

@@ -10,9 +10,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.routing import Mount
+
 from convlens_server import service
 from convlens_server.config import Config
-from convlens_server.device import Device, choose_device, device_memory
+from convlens_server.connect import Connect
+from convlens_server.device import Device, choose_device, device_memory, gpu_figures
 from convlens_server.health import SERVICE as HEALTH
 from convlens_server.health import Health
 from convlens_server.http import HttpServer, make_app
@@ -20,11 +23,14 @@ from convlens_server.inference import Inference
 from convlens_server.maps import FeatureMaps
 from convlens_server.metrics import Metrics
 from convlens_server.reflection import reflection_methods
-from convlens_server.repository import Repository
+from convlens_server.repository import Control, LocalStore, RemoteStore, Repository, Store, default_cache
 from convlens_server.service import ConvLensService
 from convlens_server.settings import MAX_BATCH, EngineSettings, RequestLimits
 from convlens_server.transport.base import Method, Transport, TransportOptions
 from convlens_server.transport.choose import make_transport
+from convlens_server.v2 import service as v2
+from convlens_server.v2.metrics import TritonMetrics
+from convlens_server.v2.rest import Rest
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +44,14 @@ class Running:
         http_port: Of HTTP.
         transport: Name of the transport.
         device: Where models run.
+        repository: Of its models, which may be changed by it while the server runs.
     """
 
     port: int
     http_port: int
     transport: str
     device: Device
+    repository: Repository
 
 
 @contextlib.asynccontextmanager
@@ -62,13 +70,21 @@ async def running(config: Config) -> AsyncIterator[Running]:
     device = await asyncio.to_thread(choose_device, config.device)
     log.info("device %s: %s", device, device.reason)
     metrics = Metrics(str(device), lambda: device_memory(device))
-    health = Health((service.SERVICE,))
+    metrics.registry.register(TritonMetrics(metrics, lambda: gpu_figures(device)))
+    health = Health((service.SERVICE, v2.SERVICE))
     ready = False
+
+    def is_ready() -> bool:
+        return ready and health.serving
+
     async with contextlib.AsyncExitStack() as stack:
-        http = HttpServer(make_app(metrics.registry, lambda: ready and health.serving), config.host, config.http_port)
+        rest = Rest(is_ready, config.max_message_bytes)
+        connect = Connect(service.DESCRIPTOR, is_ready, config.max_message_bytes)
+        routes = (*rest.routes(), Mount(connect.path, connect.app))
+        http = HttpServer(make_app(metrics.registry, is_ready, routes), config.host, config.http_port)
         stack.push_async_callback(http.stop)
 
-        repository = await asyncio.to_thread(Repository, config.models, _engine_settings(config, device), metrics)
+        repository = await asyncio.to_thread(_repository, config, device, metrics)
         stack.push_async_callback(asyncio.to_thread, repository.close)
         limits = RequestLimits(
             config.max_images, config.max_feature_map_images, config.max_feature_map_bytes, config.max_pixels
@@ -78,10 +94,19 @@ async def running(config: Config) -> AsyncIterator[Running]:
         maps = FeatureMaps(repository, limits, config.threads, metrics.unknown)
         stack.callback(maps.close)
 
+        open_inference = v2.InferenceService(inference, maps, is_ready, config.allow_shared_memory)
+        stack.callback(open_inference.close)
+
+        own = ConvLensService(inference, maps).methods()
+        rest.serve(open_inference.methods())
+        connect.serve(own)
+        for drain in (rest.drain, connect.drain):
+            stack.push_async_callback(drain, config.drain_timeout)
         methods = (
-            *ConvLensService(inference, maps).methods(),
+            *own,
+            *open_inference.methods(),
             *health.methods(),
-            *reflection_methods((service.SERVICE, HEALTH)),
+            *reflection_methods((service.SERVICE, v2.SERVICE, HEALTH)),
         )
         transport = await make_transport(config.transport, _transport_options(config, methods))
         port = await transport.start()
@@ -91,7 +116,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         gc.freeze()
         ready = True
         log.info("ready: gRPC on port %d (%s), HTTP on port %d", port, transport.name, http.port)
-        yield Running(port, http.port, transport.name, device)
+        yield Running(port, http.port, transport.name, device, repository)
 
 
 async def _drain(transport: Transport, health: Health, timeout: float) -> None:  # noqa: ASYNC109 - passed on
@@ -102,6 +127,23 @@ async def _drain(transport: Transport, health: Health, timeout: float) -> None: 
     else:
         log.warning("not all open requests ended within %g s: the rest is cancelled", timeout)
     await transport.stop()
+
+
+def _repository(config: Config, device: Device, metrics: Metrics) -> Repository:
+    store: Store
+    if isinstance(config.models, Path):
+        store = LocalStore(config.models)
+    else:
+        store = RemoteStore(config.models, config.model_cache or default_cache())
+    return Repository(
+        store,
+        _engine_settings(config, device),
+        metrics,
+        Control(config.model_control),
+        config.poll_seconds,
+        config.lazy,
+        config.max_loaded,
+    )
 
 
 def _engine_settings(config: Config, device: Device) -> EngineSettings:

@@ -3,6 +3,8 @@
 It is work-conserving: an idle engine takes what is there at once, and no timer makes anybody wait (unless
 `max_delay` is set). Nothing is computed for a caller who has left or whose deadline has passed. The queue is
 bounded in images; a request beyond the bound is refused at once, with a hint when to come back.
+
+With priority levels the better ones are taken first; without, nothing is paid for them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
 from convlens_server.errors import Cancelled, DeadlineExceeded, Draining, QueueFull, ServiceError
@@ -23,14 +26,16 @@ class Item(Protocol):
     """One request's images, waiting to be classified.
 
     Attributes:
-        pixels: uint8, count × height × width × channels, joined.
+        pixels: uint8, count × height × width × channels, joined; or what its `batch_key` stands for.
         count: Number of images, ≥ 1.
+        batch_key: Only items with the very same one share a batch; None for images.
         deadline: When its caller stops waiting, seconds of `time.monotonic()`.
         enqueued: When it was submitted, seconds of `time.monotonic()`; set by the batcher.
     """
 
     pixels: bytes
     count: int
+    batch_key: object
     deadline: float
     enqueued: float
 
@@ -46,7 +51,7 @@ ItemT = TypeVar("ItemT", bound=Item)
 
 
 class _Wake:
-    """In the queue: look among the held items."""
+    """In the queue: look among the held items, or, with priority levels, in those: there is one more item."""
 
 
 class Batcher(Generic[ItemT]):
@@ -57,12 +62,35 @@ class Batcher(Generic[ItemT]):
         max_queue: Most images that wait.
         max_delay: Seconds that an incomplete batch may wait for more; 0 never waits.
         help_from: Waiting images from which on helping consumers take some of them.
+        preferred: Sizes at which a batch stops waiting for `max_delay` to pass.
+        levels: Priority levels, 1 being taken first; 0: all items are taken as they come.
+        default_level: Of items that ask for none, or for one that there is not.
+        max_wait: Seconds that an item may wait for its batch; 0: until its deadline.
+        shorter_waits: Whether an item may come with a shorter wait.
     """
 
-    def __init__(self, max_batch: int, max_queue: int, max_delay: float = 0.0, help_from: int = 1) -> None:
+    def __init__(
+        self,
+        max_batch: int,
+        max_queue: int,
+        max_delay: float = 0.0,
+        help_from: int = 1,
+        preferred: Collection[int] = (),
+        levels: int = 0,
+        default_level: int = 1,
+        max_wait: float = 0.0,
+        shorter_waits: bool = True,
+    ) -> None:
         self.max_batch = max_batch
         self.max_queue = max_queue
         self._max_delay = max_delay
+        self._preferred = frozenset(preferred)
+        # With levels, the queue holds a _Wake for each item in them. Submitting and taking an item then costs 1.2 µs;
+        # without, 0.5 µs.
+        self._levels: tuple[collections.deque[ItemT], ...] = tuple(collections.deque() for _ in range(levels))
+        self._default_level = default_level
+        self._max_wait = max_wait
+        self._shorter_waits = shorter_waits
         # SimpleQueue is implemented in C: a put and a get cost 0.1 µs, with a Condition 5 µs.
         self._queue: queue.SimpleQueue[ItemT | _Wake | None] = queue.SimpleQueue()
         # Items that did not fit into a batch: they come before what is in the queue, and any consumer may take them.
@@ -73,7 +101,9 @@ class Batcher(Generic[ItemT]):
         self._resting = 0
         self._lock = threading.Lock()
         self._waiting = 0
+        self._waiting_items = 0
         self._closed = False
+        self._late: Callable[[ItemT], None] | None = None
         # Images per second of recent batches, for the hint of a refusal.
         self._rate = 1000.0
 
@@ -83,12 +113,22 @@ class Batcher(Generic[ItemT]):
         return self._waiting
 
     @property
+    def waiting_items(self) -> int:
+        """Items in the queue."""
+        return self._waiting_items
+
+    @property
     def needs_help(self) -> bool:
         """Whether so many images wait that helping consumers take some of them."""
         return self._waiting >= self._help_from
 
-    def submit(self, item: ItemT) -> None:
+    def submit(self, item: ItemT, priority: int = 0, timeout: float = 0.0) -> None:
         """Queues an item.
+
+        Args:
+            item: Belongs to the batcher from now on.
+            priority: 1 … `levels`; any other number is the default level.
+            timeout: Seconds that it may wait for its batch, no more than `max_wait`; 0: as long as others.
 
         Raises:
             QueueFull: The images would be more than `max_queue`.
@@ -96,7 +136,7 @@ class Batcher(Generic[ItemT]):
         """
         with self._lock:
             if self._closed:
-                raise Draining("the server is shutting down: send the request to another")
+                return self._submit_late(item)
             if item.count > self.max_queue:
                 raise QueueFull(
                     f"the request has {item.count} images, more than the queue ever holds ({self.max_queue}): send "
@@ -112,11 +152,23 @@ class Batcher(Generic[ItemT]):
                     retry_after=min(max(self._waiting / self._rate, 0.01), 10.0),
                 )
             self._waiting = waiting
+            self._waiting_items += 1
             item.enqueued = time.monotonic()
-            self._queue.put(item)
+            wait = self._max_wait
+            if timeout and self._shorter_waits:
+                wait = min(wait or timeout, timeout)
+            if wait:
+                item.deadline = min(item.deadline, item.enqueued + wait)
+            if self._levels:
+                level = priority if 1 <= priority <= len(self._levels) else self._default_level
+                self._levels[level - 1].append(item)
+                self._queue.put(_Wake())
+            else:
+                self._queue.put(item)
             if self._resting and self.needs_help:
                 self._resting -= 1
                 self._help.put(True)
+            return None
 
     def batches(self, helping: bool = False) -> BatchIterator[ItemT]:
         """A consumer of the queue, for one engine thread; several share the queue.
@@ -131,9 +183,14 @@ class Batcher(Generic[ItemT]):
         if seconds > 0:
             self._rate += 0.1 * (images / seconds - self._rate)
 
-    def close(self) -> None:
-        """Refuses new items; the consumers stop when the queue is empty."""
+    def close(self, late: Callable[[ItemT], None] | None = None) -> None:
+        """Takes no new items; the consumers stop when the queue is empty.
+
+        Args:
+            late: Takes the items that are submitted from now on; None: they are refused.
+        """
         with self._lock:
+            self._late = late
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
@@ -163,8 +220,23 @@ class Batcher(Generic[ItemT]):
             if item is None:
                 # Passed on to the next consumer.
                 self._queue.put(None)
-            if not isinstance(item, _Wake):
+            elif not isinstance(item, _Wake):
                 return item
+            if self._levels and (best := self._best()) is not None:
+                return best
+            if item is None:
+                return None
+
+    def _best(self) -> ItemT | None:
+        """The first item of the best level that has any."""
+        with self._lock:
+            return next((level.popleft() for level in self._levels if level), None)
+
+    def _submit_late(self, item: ItemT) -> None:
+        if self._late is None:
+            raise Draining("the server is shutting down: send the request to another")
+        item.enqueued = time.monotonic()
+        self._late(item)
 
     def _hold(self, item: ItemT) -> None:
         """Puts back an item that did not fit; an idle consumer takes it at once."""
@@ -181,9 +253,10 @@ class Batcher(Generic[ItemT]):
             # Passed on to the next helper.
             self._help.put(False)
 
-    def _taken(self, images: int) -> None:
+    def _taken(self, batch: list[ItemT]) -> None:
         with self._lock:
-            self._waiting -= images
+            self._waiting -= sum(item.count for item in batch)
+            self._waiting_items -= len(batch)
 
 
 class BatchIterator(Generic[ItemT]):
@@ -202,9 +275,9 @@ class BatchIterator(Generic[ItemT]):
             if first is None:
                 raise StopIteration
             batch = self._gather(first)
-            self._batcher._taken(sum(item.count for item in batch))
+            self._batcher._taken(batch)
             now = time.monotonic()
-            alive = [item for item in batch if not _dropped(item, now)]
+            alive = [item for item in batch if not dropped(item, now)]
             if alive:
                 return alive
 
@@ -225,14 +298,15 @@ class BatchIterator(Generic[ItemT]):
         room = self._batcher.max_batch - first.count
         delay = self._batcher._max_delay
         ends = time.monotonic() + delay if delay else 0.0
+        preferred = self._batcher._preferred
         while room > 0:
             try:
-                item = self._batcher._get(ends)
+                item = self._batcher._get(0.0 if ends and self._batcher.max_batch - room in preferred else ends)
             except queue.Empty:
                 break
             if item is None:
                 break
-            if item.count > room:
+            if item.count > room or item.batch_key is not first.batch_key:
                 self._batcher._hold(item)
                 break
             batch.append(item)
@@ -248,7 +322,7 @@ def fail(item: Item, error: ServiceError) -> None:
         log.exception("a request could not be answered")
 
 
-def _dropped(item: Item, now: float) -> bool:
+def dropped(item: Item, now: float) -> bool:
     """Answers an item that nobody waits for any more."""
     if now >= item.deadline:
         late = now - item.enqueued

@@ -82,6 +82,22 @@ def add_preprocessing(
     return name
 
 
+def without_preprocessing(network: onnx.ModelProto, own: onnx.ValueInfoProto) -> onnx.ModelProto:
+    """The model as it was before `add_preprocessing`, with all that came behind it since.
+
+    Args:
+        network: A model with preprocessing; copied.
+        own: The input that it had.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(network)
+    nodes = model.graph.node
+    del nodes[: next(n for n, node in enumerate(nodes) if own.name in node.output) + 1]
+    del model.graph.input[:]
+    model.graph.input.append(own)
+    return model
+
+
 def set_image_input(graph: onnx.GraphProto, name: str, image: ImageInput, batch: int | None) -> None:
     """Makes uint8 batch × height × width × channels the only input of a graph; batch None is any number of images."""
     shape = ["batch" if batch is None else batch, image.height, image.width, image.channels]

@@ -16,6 +16,9 @@ from convlens_server.device import default_threads
 from convlens_server.logs import FORMATS, LEVELS
 from convlens_server.transport.choose import TRANSPORTS
 
+# How the models that are served change while the server runs; convlens_server.repository.Control.
+MODEL_CONTROLS = ("fixed", "explicit", "poll")
+
 _Number = TypeVar("_Number", int, float)
 
 
@@ -23,11 +26,16 @@ _Number = TypeVar("_Number", int, float)
 class Config:
     """How a server runs. One field for each flag; `parse_config` has their meanings and ranges."""
 
-    models: Path
+    models: Path | str
     host: str = "127.0.0.1"
     port: int = 8001
     http_port: int = 8000
     device: str = "auto"
+    model_control: str = MODEL_CONTROLS[0]
+    poll_seconds: float = 15.0
+    lazy: bool = False
+    max_loaded: int = 0
+    model_cache: Path | None = None
     precision: str = PRECISIONS[0]
     threads: int = 0
     max_batch: int = 0
@@ -38,6 +46,7 @@ class Config:
     max_feature_map_bytes: int = 256 * 2**20
     max_pixels: int = 50_000_000
     max_message_bytes: int = 16 * 2**20
+    allow_shared_memory: bool = False
     transport: str = "auto"
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -68,7 +77,26 @@ def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
     )
     parser.add_argument("--config", is_config_file=True, metavar="FILE", help="file of `name = value` lines")
     add = _adder(parser)
-    add("models", Path, "model repository: a folder of <name>/<version>/model.onnx", metavar="DIR", default="models")
+    add(
+        "models",
+        _models,
+        "model repository: a folder of <name>/<version>/model.onnx, or the URL of one in a store that fsspec knows",
+        metavar="DIR",
+        default="models",
+    )
+    add(
+        "model-control",
+        str,
+        "fixed: what is there at start is served; explicit: models are loaded and unloaded by request too; poll: the "
+        "repository is looked at again and again",
+        choices=MODEL_CONTROLS,
+    )
+    add("poll-seconds", _number(0.1, 86_400), "between two looks at the repository, with --model-control poll")
+    parser.add_argument(
+        "--lazy", action="store_true", help="load a version when the first request for it comes, not at start"
+    )
+    add("max-loaded", _integer(0, 10**6), "most versions in memory, with --lazy; 0 for any number")
+    add("model-cache", Path, "folder for what is downloaded from a store; ~/.cache/convlens without", metavar="DIR")
     add("host", str, "address to listen on; 0.0.0.0 or [::] for all of this machine's")
     add("port", _integer(0, 65535), "gRPC port; 0 lets the system choose")
     add("http-port", _integer(0, 65535), "HTTP port of /metrics, /healthz and /readyz; 0 lets the system choose")
@@ -85,6 +113,11 @@ def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
     add("max-feature-map-bytes", _integer(1, 2**40), "most bytes of feature maps of a request, as float32")
     add("max-pixels", _integer(1, 10**12), "most height × width of an image file, checked before decoding")
     add("max-message-bytes", _integer(1024, 2**29 - 1), "most bytes of a request message")
+    parser.add_argument(
+        "--allow-shared-memory",
+        action="store_true",
+        help="let callers on this machine register shared memory for tensors (inference.SystemSharedMemory…)",
+    )
     add("transport", str, "auto takes completion_queue where it works, else aio", choices=TRANSPORTS)
     add("tls-certificate", _file, "PEM file of the server's certificate chain; plain text without", metavar="FILE")
     add("tls-key", _file, "PEM file of its private key", metavar="FILE")
@@ -100,6 +133,8 @@ def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
         parser.error("arguments --tls-certificate and --tls-key: give both or neither")
     if config.tls_client_ca is not None and config.tls_certificate is None:
         parser.error("argument --tls-client-ca: needs --tls-certificate and --tls-key")
+    if config.max_loaded and not config.lazy:
+        parser.error("argument --max-loaded: needs --lazy, which loads again what had to leave")
     return config if config.threads else replace(config, threads=default_threads())
 
 
@@ -143,6 +178,10 @@ def _within(value: _Number, low: _Number, high: _Number) -> _Number:
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"{value} is not in {low} … {high}")
     return value
+
+
+def _models(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
 
 
 def _file(text: str) -> Path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import onnxruntime
+from typing import TYPE_CHECKING, Any
 
 from convlens_server.errors import ModelError
+
+# Imported where it is used: it takes 18 MB, which a server that loads its models on demand does without at start.
+if TYPE_CHECKING:
+    import onnxruntime
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -70,6 +73,8 @@ def make_session(model: bytes | str, device: Device, threads: int) -> onnxruntim
     Raises:
         ModelError: onnxruntime refuses the model; the text holds its reason.
     """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -97,22 +102,75 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def device_memory(device: Device) -> tuple[int, int] | None:
-    """Used and total bytes of a CUDA device's memory, by all processes; None for the CPU or without NVML."""
+@dataclass(frozen=True, slots=True)
+class GpuFigures:
+    """What NVML says of a GPU at the moment; None where it does not say.
+
+    Attributes:
+        uuid: Of the GPU.
+        memory_used: Bytes, by all processes.
+        memory_total: Bytes.
+        utilization: Share of the last second or less in which it computed, 0 … 1.
+        power: Watts.
+        power_limit: Watts.
+    """
+
+    uuid: str
+    memory_used: int
+    memory_total: int
+    utilization: float | None
+    power: float | None
+    power_limit: float | None
+
+
+def gpu_figures(device: Device) -> GpuFigures | None:
+    """What NVML says of a CUDA device; None for the CPU or without NVML."""
     if device.kind != "cuda":
         return None
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        info = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(device.index))
+        handle = _nvml_handle(pynvml, device.index)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        uuid = pynvml.nvmlDeviceGetUUID(handle)
     except Exception:
         return None
-    return int(info.used), int(info.total)
+
+    def figure(read: Callable[[Any], float]) -> float | None:
+        # Not every GPU tells everything: a part of one (MIG) has no utilization and no power of its own.
+        try:
+            return float(read(handle))
+        except pynvml.NVMLError:
+            return None
+
+    return GpuFigures(
+        uuid.decode() if isinstance(uuid, bytes) else str(uuid),
+        int(memory.used),
+        int(memory.total),
+        figure(lambda gpu: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
+        figure(lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+        figure(lambda gpu: pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000),
+    )
+
+
+def device_memory(device: Device) -> tuple[int, int] | None:
+    """Used and total bytes of a CUDA device's memory, by all processes; None for the CPU or without NVML."""
+    figures = gpu_figures(device)
+    return None if figures is None else (figures.memory_used, figures.memory_total)
+
+
+def _nvml_handle(pynvml: Any, index: int) -> Any:
+    """NVML counts all GPUs of the machine, CUDA those that CUDA_VISIBLE_DEVICES leaves, by index or by UUID."""
+    visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    name = visible[index] if visible else str(index)
+    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
 
 
 def _cuda_problem(index: int) -> str | None:
     """Why CUDA does not work here, or None if a session really runs on it."""
+    import onnxruntime
+
     if _CUDA not in onnxruntime.get_available_providers():
         return "the installed onnxruntime has no CUDA (pip install 'convlens[server-gpu]' in a fresh environment has)"
     if hasattr(onnxruntime, "preload_dlls"):

@@ -4,7 +4,9 @@
     ├── InvalidRequest        INVALID_ARGUMENT     the request is wrong; sending it again will not help
     │   └── InvalidImage                           an image of it is not one, or not one that fits
     ├── NotFound              NOT_FOUND            no such model, version or layer
-    ├── ModelNotReady         FAILED_PRECONDITION  the version is there, but failed to load
+    ├── ModelNotReady         FAILED_PRECONDITION  the version is there, but failed to load, or was unloaded
+    │   └── NotLoaded                              it will be loaded for the request (Repository.when_ready)
+    ├── RepositoryRefused     FAILED_PRECONDITION  the repository is not run so that this could be done
     ├── QueueFull             RESOURCE_EXHAUSTED   refused at once; carries when to try again
     ├── MessageTooLarge       RESOURCE_EXHAUSTED   over the message limit
     ├── DeadlineExceeded      DEADLINE_EXCEEDED    the caller's time ran out before the computation
@@ -92,6 +94,19 @@ class ModelNotReady(ServiceError):  # noqa: N818
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "MODEL_NOT_READY"
+
+
+class NotLoaded(ModelNotReady):
+    """The version is not in memory, but a request for it has it loaded."""
+
+    reason = "NOT_LOADED"
+
+
+class RepositoryRefused(ServiceError):  # noqa: N818
+    """The way in which the repository is run does not allow what was asked for."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "MODEL_CONTROL"
 
 
 class QueueFull(ServiceError):  # noqa: N818

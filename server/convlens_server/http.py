@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 
-def make_app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> Starlette:
+def make_app(registry: CollectorRegistry, is_ready: Callable[[], bool], routes: Sequence[BaseRoute] = ()) -> Starlette:
     """The ASGI application.
 
     `/metrics` in Prometheus' text format; `/healthz` 200 as long as the process answers; `/readyz` 200 while requests
-    are taken, else 503.
+    are taken, else 503; and the given routes.
     """
 
     async def metrics(request: Request) -> Response:
@@ -32,7 +32,8 @@ def make_app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> Starl
         ready = is_ready()
         return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
+    own = (Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz))
+    return Starlette(routes=[*own, *routes])
 
 
 class HttpServer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from convlens_server.classify import ClassifyItem, gone
 from convlens_server.images import RequestImages
+from convlens_server.items import RequestItem, gone
 from convlens_server.metrics import Metrics
 from convlens_server.model import Model
 from convlens_server.pool import BoundedPool
@@ -32,7 +32,7 @@ class Inference:
         self.metrics = metrics
         self._decoding = BoundedPool("decoding", workers, max_waiting=1024)
 
-    def classify(self, model: Model, images: RequestImages, item: ClassifyItem) -> None:
+    def classify(self, model: Model, images: RequestImages, item: RequestItem) -> None:
         """Queues an item, its image files decoded first; from then on the item is answered whatever happens.
 
         Raises:
@@ -42,7 +42,7 @@ class Inference:
         item.count = images.count
         if images.pixels is not None:
             item.pixels = images.pixels
-            model.batcher.submit(item)
+            model.batcher.submit(item, item.priority, item.timeout)
         else:
             self._decoding.submit(lambda: self._decode(model, images, item), images.size)
 
@@ -50,11 +50,11 @@ class Inference:
         """Ends the threads, when everything is answered."""
         self._decoding.close()
 
-    def _decode(self, model: Model, images: RequestImages, item: ClassifyItem) -> None:
+    def _decode(self, model: Model, images: RequestImages, item: RequestItem) -> None:
         try:
             if (error := gone(item)) is not None:
                 raise error
             item.pixels = images.decode(self.limits.pixels)
-            model.batcher.submit(item)
+            model.batcher.submit(item, item.priority, item.timeout)
         except Exception as error:
             item.fail(error)

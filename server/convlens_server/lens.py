@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from convlens_server.catalogue import Catalogue, Layer
 from convlens_server.errors import InvalidRequest, NotFound, near, shown
 from convlens_server.graph import Graph
 from convlens_server.network import Network
 from convlens_server.subgraph import truncate
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 class Lens:
@@ -74,11 +77,11 @@ class Lens:
             layer for layer in self._catalogue.layers if all_layers or layer.name in names or layer.kind in wanted_kinds
         )
 
-    def maps(self, images: npt.NDArray[np.uint8], layers: Sequence[Layer]) -> list[npt.NDArray[np.float32]]:
+    def maps(self, images: npt.NDArray[Any], layers: Sequence[Layer]) -> list[npt.NDArray[np.float32]]:
         """Computes feature maps.
 
         Args:
-            images: uint8 N × height × width × channels, N ≥ 1, of the network's size.
+            images: N of what the network takes, N ≥ 1: uint8 N × height × width × channels.
             layers: Of this network's catalogue, at least one.
 
         Returns:
@@ -91,9 +94,7 @@ class Lens:
         by_tensor = dict(zip(part.tensors, self._run(part.session(), images), strict=True))
         return [self._arranged(layer, by_tensor[layer.tensor]) for layer in layers]
 
-    def _run(
-        self, session: onnxruntime.InferenceSession, images: npt.NDArray[np.uint8]
-    ) -> list[npt.NDArray[np.floating]]:
+    def _run(self, session: onnxruntime.InferenceSession, images: npt.NDArray[Any]) -> list[npt.NDArray[np.floating]]:
         name, size = self._network.input_name, self._network.fixed_batch
         if size is None or len(images) == size:
             return list(session.run(None, {name: images}))

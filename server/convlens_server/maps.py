@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from convlens.v1 import convlens_pb2 as pb
 from convlens_server.catalogue import Layer
-from convlens_server.classify import code_name, parse
+from convlens_server.classify import parse
 from convlens_server.encoding import Encoded, encode
 from convlens_server.errors import OK, Cancelled, DeadlineExceeded, InvalidRequest, NotFound, QueueFull, ServiceError
 from convlens_server.images import RequestImages
+from convlens_server.items import Question, code_name
 from convlens_server.metrics import ModelMetrics
 from convlens_server.model import Model
 from convlens_server.pool import BoundedPool
@@ -54,17 +55,20 @@ class FeatureMaps:
     def handle(self, data: bytes, call: Call) -> None:
         """Takes one request; `Handler` of the transport."""
         arrived = time.monotonic()
-        metrics = self._unknown
+        question = Question(call, METHOD, self._unknown)
         try:
             request = parse(pb.GetFeatureMapsRequest, data)
-            model = self._repository.resolve(request.model, request.version)
-            metrics = model.metrics
-            answer = _Answer(self, call, arrived, model, request)
-            self._hold(answer.bytes)
+            self._repository.when_ready(
+                request.model, request.version, question, lambda model: self._begin(model, request, question, arrived)
+            )
         except Exception as error:
-            metrics.count(METHOD, code_name(error))
-            call.fail(error)
-            return
+            question.fail(error)
+
+    def _begin(self, model: Model, request: pb.GetFeatureMapsRequest, question: Question, arrived: float) -> None:
+        question.metrics = model.metrics
+        call = question.call
+        answer = _Answer(self, call, arrived, model, request)
+        self.hold(answer.bytes)
         call.on_close = answer.closed
         try:
             self.pool.submit(answer.begin, answer.size)
@@ -75,7 +79,8 @@ class FeatureMaps:
         """Ends the threads; what waits is forgotten."""
         self.pool.close()
 
-    def _hold(self, size: int) -> None:
+    def hold(self, size: int) -> None:
+        """Counts bytes of maps that are about to be made. Raises QueueFull."""
         limit = _REQUESTS_HELD * self.limits.feature_map_bytes
         with self._lock:
             if self._held + size > limit:
@@ -219,7 +224,8 @@ class _Answer:
         if not self._ended:
             self._ended = True
             if error is None:
-                self._model.metrics.feature_maps(METHOD, self._queued, time.monotonic() - self._arrived)
+                total = time.monotonic() - self._arrived
+                self._model.metrics.feature_maps(METHOD, self._images.count, self._queued, total)
                 self._call.finish(OK)
             else:
                 self._model.metrics.count(METHOD, code_name(error))

@@ -7,12 +7,17 @@ network's time; these cost 0.2 µs, and its exposition format does the rest.
 from __future__ import annotations
 
 import bisect
+import copy
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from convlens_server.engine import Run
+from convlens_server.statistics import Statistics
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IMAGES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -52,11 +57,19 @@ class ModelMetrics:
 
     Attributes:
         waiting: Tells how many images are in the queue.
+        waiting_requests: Tells how many requests are in the queue.
     """
 
-    def __init__(self, model: str, version: str, waiting: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        waiting: Callable[[], int] = lambda: 0,
+        waiting_requests: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.labels = [model, version]
         self.waiting = waiting
+        self.waiting_requests = waiting_requests
         self._lock = threading.Lock()
         self._requests: dict[tuple[str, str], int] = {}
         self._images = 0
@@ -65,22 +78,43 @@ class ModelMetrics:
         self._queue = Histogram(SECONDS)
         self._compute = Histogram(SECONDS)
         self._batch = Histogram(IMAGES)
+        self._statistics = Statistics()
 
-    def count(self, method: str, code: str) -> None:
-        """Counts a request that ended without being computed."""
+    def count(self, method: str, code: str, seconds: float | None = None) -> None:
+        """Counts a request that ended without being computed.
+
+        Args:
+            method: Its method.
+            code: Its status code.
+            seconds: From its arrival to its end, of an inference; None for any other request.
+        """
         with self._lock:
             key = (method, code)
             self._requests[key] = self._requests.get(key, 0) + 1
+            if seconds is not None:
+                self._statistics.fail(code, seconds)
+
+    def statistics(self) -> Statistics:
+        """A copy of what was counted as Triton counts."""
+        with self._lock:
+            return copy.deepcopy(self._statistics)
 
     def batch(
-        self, methods: Iterable[str], images: int, compute: float, queued: Iterable[float], totals: Iterable[float]
+        self,
+        methods: Iterable[str],
+        images: int,
+        run: Run,
+        output_seconds: float,
+        queued: Sequence[float],
+        totals: Sequence[float],
     ) -> None:
         """Counts a batch that was computed and answered.
 
         Args:
             methods: Of each request.
             images: Of all requests together.
-            compute: Seconds the batch took in the engine.
+            run: The engine's.
+            output_seconds: That making and sending the answers took.
             queued: Seconds each request waited.
             totals: Seconds each request took from arrival to answer.
         """
@@ -90,20 +124,22 @@ class ModelMetrics:
                 self._requests[key] = self._requests.get(key, 0) + 1
             self._images += images
             self._batch.observe(images)
-            self._compute.observe(compute)
+            self._compute.observe(run.seconds)
+            self._statistics.batch(images, run, output_seconds, queued, totals, time.time())
             for seconds in queued:
                 self._queue.observe(seconds)
             for seconds in totals:
                 self._total.observe(seconds)
 
-    def feature_maps(self, method: str, queued: float, total: float) -> None:
-        """Counts a feature-map request that was answered; seconds it waited, and took in all."""
+    def feature_maps(self, method: str, images: int, queued: float, total: float) -> None:
+        """Counts a feature-map request that was answered; its images, seconds it waited, and took in all."""
         with self._lock:
             key = (method, "OK")
             self._requests[key] = self._requests.get(key, 0) + 1
             self._feature_map_requests += 1
             self._queue.observe(queued)
             self._total.observe(total)
+            self._statistics.beside(images, queued, total, time.time())
 
     def collect(self, families: Families) -> None:
         """Adds this model's samples."""
@@ -160,29 +196,41 @@ class Metrics(Collector):
     Args:
         device: The device's name.
         device_memory: Gives used and total bytes of the device's memory, or None where it has none of its own.
+
+    Attributes:
+        loaded: Tells how many versions of models are loaded.
     """
 
     def __init__(self, device: str, device_memory: Callable[[], tuple[int, int] | None]) -> None:
         self._device = device
         self._device_memory = device_memory
         self._models: dict[tuple[str, str], ModelMetrics] = {}
+        self.loaded: Callable[[], int] = lambda: 0
         self.unknown = ModelMetrics("", "")
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    def add(self, metrics: ModelMetrics) -> None:
-        """Begins to report a loaded version."""
-        self._models[metrics.labels[0], metrics.labels[1]] = metrics
+    def of(self, model: str, version: str) -> ModelMetrics:
+        """The counts of a version; they go on where it was loaded before."""
+        return self._models.setdefault((model, version), ModelMetrics(model, version))
+
+    def forget(self, model: str, version: str) -> None:
+        """Reports a version no longer; it has left the repository."""
+        self._models.pop((model, version), None)
+
+    def models(self) -> tuple[ModelMetrics, ...]:
+        """Those of all versions that are reported."""
+        return tuple(self._models.values())
 
     def collect(self) -> Iterable[Metric]:
         """The families of one scrape."""
         families = Families()
         self.unknown.collect(families)
-        for metrics in list(self._models.values()):
+        for metrics in self.models():
             metrics.collect(families)
         yield from families.all()
-        yield GaugeMetricFamily("convlens_models_loaded", "Versions of models that are loaded.", len(self._models))
+        yield GaugeMetricFamily("convlens_models_loaded", "Versions of models that are loaded.", self.loaded())
         if (memory := self._device_memory()) is not None:
             family = GaugeMetricFamily(
                 "convlens_device_memory_bytes", "Memory of the device.", labels=["device", "state"]

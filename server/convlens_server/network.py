@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
 from convlens.manifest import METADATA_KEY, ImageInput, Manifest, ManifestError
-from convlens_server.composition import add_head, add_preprocessing, set_image_input
+from convlens_server.composition import add_head, add_preprocessing, set_image_input, without_preprocessing
 from convlens_server.errors import ModelError
 from convlens_server.graph import Graph, elem_type_name
 from convlens_server.model_file import read_model
@@ -17,6 +19,32 @@ from convlens_server.normalise import normalise
 from convlens_server.shapes import BATCH, infer_types, tensor_types, without_weights
 
 _MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTensors:
+    """What the file itself takes and gives, before anything was put in front of it or behind it.
+
+    Attributes:
+        input_name: Of its input.
+        input_type: TensorProto.DataType of its input: UINT8, FLOAT or FLOAT16.
+        channels_last: Whether its input is N × height × width × channels; otherwise N × channels × height × width.
+        output_name: Of its output.
+        output_type: TensorProto.DataType of its output: FLOAT or FLOAT16.
+        output_is: What its output is: "scores", "logits", or "" for the logarithm of the scores.
+    """
+
+    input_name: str
+    input_type: int
+    channels_last: bool
+    output_name: str
+    output_type: int
+    output_is: str
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether its own input is what the network takes: preprocessing is in its graph."""
+        return self.input_type == TensorProto.UINT8
 
 
 @dataclass(frozen=True)
@@ -32,6 +60,7 @@ class Network:
         manifest: What the file says of itself, or what was derived for it.
         classes: Number of classes.
         fixed_batch: Images in a batch where the graph works for no other number; None if any number will do.
+        own: What the file itself takes and gives.
     """
 
     model: onnx.ModelProto
@@ -41,6 +70,30 @@ class Network:
     manifest: Manifest
     classes: int
     fixed_batch: int | None
+    own: OwnTensors
+
+    @property
+    def input_form(self) -> tuple[tuple[int, int, int], npt.DTypeLike]:
+        """The shape and the type of one image as `model` takes it."""
+        if self.input_name == self.own.input_name:
+            return self.own_shape, onnx.helper.tensor_dtype_to_np_dtype(self.own.input_type)
+        image = self.manifest.input
+        return (image.height, image.width, image.channels), np.uint8
+
+    @property
+    def own_shape(self) -> tuple[int, int, int]:
+        """The shape of one image as the file itself takes it."""
+        image = self.manifest.input
+        if self.own.channels_last:
+            return image.height, image.width, image.channels
+        return image.channels, image.height, image.width
+
+    def for_tensors(self) -> Network:
+        """The same without preprocessing: it takes what the file itself takes, float32 or float16."""
+        own = self.own
+        shape = ["batch" if self.fixed_batch is None else self.fixed_batch, *self.own_shape]
+        value = onnx.helper.make_tensor_value_info(own.input_name, own.input_type, shape)
+        return replace(self, model=without_preprocessing(self.model, value), input_name=own.input_name)
 
 
 def load_network(path: Path) -> Network:
@@ -104,6 +157,7 @@ def _manifest(path: Path, model: onnx.ModelProto) -> Manifest | None:
 def _network(model: onnx.ModelProto, manifest: Manifest | None) -> Network:
     graph = model.graph
     name, elem_type, dims = _image_input(graph)
+    own_input = name
     if len(graph.output) != 1:
         outputs = ", ".join(value.name for value in graph.output) or "none"
         raise ModelError(
@@ -117,8 +171,11 @@ def _network(model: onnx.ModelProto, manifest: Manifest | None) -> Network:
     else:
         name = add_preprocessing(model, image, elem_type, channels_last, batch)
     output = graph.output[0].name
+    output_type = graph.output[0].type.tensor_type.elem_type
     scores, logits = add_head(model, name)
     index = Graph(model, name)
+    kind = next((kind for kind, tensor in (("scores", scores), ("logits", logits)) if _is(index, tensor, output)), "")
+    own = OwnTensors(own_input, elem_type, channels_last, output, output_type, kind)
     if batch is not None and _batch_is_free(model, index, scores, logits):
         batch = None
         set_image_input(graph, name, image, batch)
@@ -134,7 +191,13 @@ def _network(model: onnx.ModelProto, manifest: Manifest | None) -> Network:
             f"its manifest has {len(manifest.labels)} labels, but its output {output!r} has {classes} classes; "
             f"give one label for each class in a {_MANIFEST_FILE} beside the file"
         )
-    return Network(model, name, scores, logits, manifest, classes, batch)
+    return Network(model, name, scores, logits, manifest, classes, batch, own)
+
+
+def _is(index: Graph, tensor: str, output: str) -> bool:
+    """Whether a tensor is the file's output, at most widened to float32."""
+    node = index.producers[tensor]
+    return tensor == output or (node.op_type == "Cast" and node.input[0] == output)
 
 
 def _image_input(graph: onnx.GraphProto) -> tuple[str, int, list[int | None]]:

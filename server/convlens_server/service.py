@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 
 from convlens.v1 import convlens_pb2 as pb
-from convlens_server.classify import ClassifyItem, Stream, StreamItem, code_name, parse, read_options
+from convlens_server.classify import ClassifyItem, StreamItem, parse, read_options
 from convlens_server.images import RequestImages
 from convlens_server.inference import Inference
+from convlens_server.items import Question, Stream, code_name
 from convlens_server.maps import METHOD as GET_FEATURE_MAPS
 from convlens_server.maps import FeatureMaps
 from convlens_server.model import Model
 from convlens_server.repository import Version
 from convlens_server.transport.base import Call, Method
 
-SERVICE = pb.DESCRIPTOR.services_by_name["ConvLens"].full_name
+DESCRIPTOR = pb.DESCRIPTOR.services_by_name["ConvLens"]
+SERVICE = DESCRIPTOR.full_name
 
 # Requests of one stream that are read before the first of them is answered: two full batches' worth.
 _STREAM_WINDOW = 128
@@ -53,26 +55,30 @@ class ConvLensService:
     def _classify(self, data: bytes, call: Call) -> None:
         item = ClassifyItem(call, time.monotonic(), self._unknown)
         try:
-            self._submit(parse(pb.ClassifyRequest, data), item)
+            self._take(parse(pb.ClassifyRequest, data), item)
         except Exception as error:
             item.fail(error)
 
     def _classify_stream(self, data: bytes, call: Call) -> None:
-        stream = _stream(call)
+        stream = Stream.of(call)
         # A message that is no request has no id to answer to: it ends the stream.
         message = parse(pb.ClassifyStreamRequest, data)
         item = StreamItem(call, time.monotonic(), self._unknown, stream, message.id)
         try:
             stream.began()
-            self._submit(message.request, item)
+            self._take(message.request, item)
         except Exception as error:
             item.fail(error)
 
     def _half_close(self, call: Call) -> None:
-        _stream(call).half_close()
+        Stream.of(call).half_close()
 
-    def _submit(self, request: pb.ClassifyRequest, item: ClassifyItem) -> None:
-        model = self._repository.resolve(request.model, request.version)
+    def _take(self, request: pb.ClassifyRequest, item: ClassifyItem) -> None:
+        self._repository.when_ready(
+            request.model, request.version, item, lambda model: self._submit(model, request, item)
+        )
+
+    def _submit(self, model: Model, request: pb.ClassifyRequest, item: ClassifyItem) -> None:
         item.metrics = model.metrics
         read_options(request, item, model.classes)
         images = RequestImages(request.images, model.shape, self._inference.limits.images, "--max-images")
@@ -90,28 +96,24 @@ class ConvLensService:
         call.reply(response.SerializeToString())
 
     def _get_model(self, data: bytes, call: Call) -> None:
-        metrics = self._unknown
+        question = Question(call, "GetModel", self._unknown)
         try:
             request = parse(pb.GetModelRequest, data)
-            model = self._repository.resolve(request.model, request.version)
-            metrics = model.metrics
-            response = _description(model, self._repository.ready_versions(model.name))
+            self._repository.when_ready(
+                request.model, request.version, question, lambda model: self._describe(model, question)
+            )
         except Exception as error:
-            metrics.count("GetModel", code_name(error))
-            call.fail(error)
-            return
-        metrics.count("GetModel", "OK")
-        call.reply(response.SerializeToString())
+            question.fail(error)
+
+    def _describe(self, model: Model, question: Question) -> None:
+        question.metrics = model.metrics
+        response = _description(model, self._repository.ready_versions(model.name))
+        question.metrics.count(question.method, "OK")
+        question.call.reply(response.SerializeToString())
 
 
 def _path(method: str) -> str:
     return f"/{SERVICE}/{method}"
-
-
-def _stream(call: Call) -> Stream:
-    if not isinstance(call.state, Stream):
-        call.state = Stream(call)
-    return call.state
 
 
 def _summary(version: Version) -> pb.ModelVersion:
@@ -122,6 +124,12 @@ def _summary(version: Version) -> pb.ModelVersion:
         error=version.error,
         is_default=version.is_default,
     )
+    if version.model is None and version.state == "READY":
+        summary.state = pb.MODEL_STATE_UNLOADED
+        summary.error = "not in memory: the first request for it loads it"
+    elif version.state == "LOADING":
+        summary.state = pb.MODEL_STATE_LOADING
+        summary.error = "is being loaded"
     if (model := version.model) is not None:
         summary.state = pb.MODEL_STATE_READY
         summary.classes = model.classes

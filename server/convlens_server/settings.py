@@ -33,6 +33,35 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How one model runs: as its config.pbtxt says, else as the server's configuration does.
+
+    Attributes:
+        device: Where.
+        max_batch: Most images of a batch.
+        preferred: Sizes that batches are padded to on CUDA, and at which a batch does not wait for more; ascending.
+        queue_delay: Seconds that an incomplete batch may wait for more images; 0 never waits.
+        max_queue: Most images that wait.
+        max_wait: Seconds that a request may wait; 0: as long as its own deadline.
+        shorter_waits: Whether a request may name a shorter wait.
+        priority_levels: 1 being the first; 0: all requests are alike.
+        default_priority: Of requests that name none, 1 … priority_levels.
+        instances: Engines that run batches beside each other; 0: as many threads of one as suit the device.
+    """
+
+    device: Device
+    max_batch: int
+    preferred: tuple[int, ...] = ()
+    queue_delay: float = 0.0
+    max_queue: int = 4096
+    max_wait: float = 0.0
+    shorter_waits: bool = True
+    priority_levels: int = 0
+    default_priority: int = 1
+    instances: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RequestLimits:
     """What one request may ask for.
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from convlens_server.errors import ModelError
@@ -136,6 +135,8 @@ def _initializer_types(graph: Graph) -> dict[str, TensorType]:
 
 
 def _run(model: onnx.ModelProto, graph: Graph, batch: int, tensors: list[str]) -> dict[str, TensorType]:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1

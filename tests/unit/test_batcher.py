@@ -18,6 +18,7 @@ class Request:
         self.name = name
         self.pixels = bytes([name % 256]) * count
         self.count = count
+        self.batch_key: object = None
         self.deadline = deadline
         self.enqueued = math.nan
         self.gone = gone
@@ -408,3 +409,106 @@ class TestHelpers:
                 taken += names(batch)
         assert sorted(taken) == list(range(300))
         assert batcher.waiting == 0
+
+
+class TestPriorities:
+    def batcher(self, **options: int) -> Batcher[Request]:
+        return Batcher(max_batch=2, max_queue=1000, levels=3, default_level=2, **options)
+
+    def test_better_ones_are_taken_first(self) -> None:
+        batcher = self.batcher()
+        for name, priority in enumerate((3, 2, 1, 0, 1, 9, 3)):
+            batcher.submit(Request(name), priority)
+        batches = batcher.batches()
+        # 0 and 9 are no levels, and so the default one, 2.
+        assert [names(next(batches)) for _ in range(3)] == [[2, 4], [1, 3], [5, 0]]
+        batcher.submit(Request(7), 1)
+        assert names(next(batches)) == [7, 6]
+        assert batcher.waiting == 0
+
+    def test_without_levels_a_priority_is_nothing(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=2, max_queue=10)
+        batcher.submit(Request(0), 5)
+        batcher.submit(Request(1), 1)
+        assert names(next(batcher.batches())) == [0, 1]
+
+    def test_what_does_not_fit_is_not_lost(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, levels=2)
+        for name, count, priority in ((0, 3, 1), (1, 3, 1), (2, 1, 1), (3, 4, 2), (4, 1, 2)):
+            batcher.submit(Request(name, count), priority)
+        assert [names(batch) for batch in closed(batcher)] == [[0], [1, 2], [3], [4]]
+
+    @settings(max_examples=30)
+    @given(
+        requests=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), max_size=80),
+        consumers=st.integers(1, 3),
+        max_batch=st.integers(1, 6),
+    )
+    def test_nothing_is_lost_or_given_out_twice(
+        self, requests: list[tuple[int, int]], consumers: int, max_batch: int
+    ) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch, max_queue=10_000, levels=3, help_from=2 * max_batch)
+        takers = [Consumer(batcher, helping=number > 0) for number in range(consumers)]
+        for name, (count, priority) in enumerate(requests):
+            batcher.submit(Request(name, count), priority)
+        batcher.close()
+        taken = []
+        for taker in takers:
+            while (batch := taker.get()) is not None:
+                taken += names(batch)
+        assert sorted(taken) == list(range(len(requests)))
+        assert batcher.waiting == 0
+
+
+class TestWaits:
+    def test_a_wait_ends_before_the_deadline(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, max_wait=100.0)
+        waits = {}
+        for name, timeout in (("none", 0.0), ("shorter", 5.0), ("longer", 500.0)):
+            request = Request()
+            batcher.submit(request, timeout=timeout)
+            waits[name] = request.deadline - request.enqueued
+        assert waits == pytest.approx({"none": 100.0, "shorter": 5.0, "longer": 100.0})
+        sooner = Request(deadline=time.monotonic() + 1)
+        batcher.submit(sooner, timeout=5.0)
+        assert sooner.deadline - sooner.enqueued <= 1
+
+    def test_a_request_may_not_always_say_how_long(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, shorter_waits=False)
+        request = Request()
+        batcher.submit(request, timeout=5.0)
+        assert request.deadline == math.inf
+
+    def test_whose_wait_is_over_is_not_computed(self) -> None:
+        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+        late, other = Request(0), Request(1)
+        batcher.submit(late, timeout=1e-6)
+        batcher.submit(other)
+        assert names(next(batcher.batches())) == [1]
+        assert isinstance(late.errors[0], DeadlineExceeded)
+
+
+def test_a_preferred_size_does_not_wait_for_more() -> None:
+    batcher: Batcher[Request] = Batcher(max_batch=8, max_queue=100, max_delay=1000.0, preferred=[2, 4])
+    consumer = Consumer(batcher)
+    submitted(batcher, Request(0, 2))
+    assert names(consumer.get()) == [0]
+    # One that waits already is taken along.
+    blocked: Batcher[Request] = Batcher(max_batch=8, max_queue=100, max_delay=1000.0, preferred=[2, 4])
+    submitted(blocked, Request(0), Request(1), Request(2), Request(3))
+    assert names(next(blocked.batches())) == [0, 1, 2, 3]
+    batcher.close()
+
+
+def test_what_comes_after_the_end_may_have_another_way() -> None:
+    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+    late: list[Request] = []
+    batcher.submit(Request(0))
+    batcher.close(late.append)
+    batcher.submit(Request(1))
+    assert names(late) == [1]
+    assert not math.isnan(late[0].enqueued)
+    assert [names(batch) for batch in batcher.batches()] == [[0]]
+    batcher.close()
+    with pytest.raises(Draining):
+        batcher.submit(Request(2))

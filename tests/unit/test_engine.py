@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from convlens_server.batcher import Batcher
-from convlens_server.engine import Engine, EngineThreads
-from convlens_server.errors import EngineFailed, ServiceError
+from convlens_server.engine import Engine, Engines, EngineThreads, Run
+from convlens_server.errors import DeadlineExceeded, EngineFailed, ServiceError
 
 SHAPE = (2, 2, 1)
 
@@ -59,7 +59,7 @@ class FakeSession:
 
 
 def engine(session: Any, max_batch: int = 8, buckets: tuple[int, ...] = ()) -> Engine:
-    return Engine(session, "images", ("scores", "logits"), SHAPE, max_batch, buckets)
+    return Engine(session, "images", ("scores", "logits"), SHAPE, np.uint8, max_batch, buckets)
 
 
 def pixels(count: int, first: int = 0) -> bytes:
@@ -111,6 +111,7 @@ class Request:
     def __init__(self, first: int, count: int = 1) -> None:
         self.pixels = pixels(count, first)
         self.count = count
+        self.batch_key: object = None
         self.deadline = math.inf
         self.enqueued = math.nan
         self.gone = False
@@ -125,21 +126,27 @@ class Request:
         return answer
 
 
-def respond(batch: list[Request], scores: Any, logits: Any, began: float, seconds: float) -> None:
+def both(session: Any) -> Engines:
+    """An engine for what runs alone and for what does not."""
+    each = engine(session)
+    return Engines(each, each)
+
+
+def respond(batch: list[Request], scores: Any, logits: Any, run: Run) -> None:
     start = 0
     for request in batch:
-        assert request.enqueued <= began
+        assert request.enqueued <= run.began
         request.answers.put(logits[start : start + request.count].tolist())
         start += request.count
     assert start == len(scores)
-    assert seconds >= 0
+    assert 0 <= run.input_seconds <= run.seconds
 
 
 class Running:
     def __init__(self, respond: Any = respond) -> None:
         self.session = FakeSession()
         self.batcher: Batcher[Request] = Batcher(8, 1000)
-        self._thread = EngineThreads("test", engine(self.session), self.batcher, respond)
+        self._thread = EngineThreads("test", both(self.session), self.batcher, respond)
 
     def submit(self, *requests: Request) -> None:
         """Has them taken as one batch."""
@@ -257,7 +264,7 @@ def test_closing_answers_what_waits() -> None:
 
 def test_threads_share_a_batcher() -> None:
     batcher: Batcher[Request] = Batcher(8, 10_000, help_from=16)
-    threads = EngineThreads("test", engine(FakeSession()), batcher, respond, count=3)
+    threads = EngineThreads("test", both(FakeSession()), batcher, respond, count=3)
     requests = [Request(number % 250, 1 + number % 5) for number in range(500)]
     for request in requests:
         batcher.submit(request)
@@ -271,7 +278,7 @@ def test_threads_share_a_batcher() -> None:
 def test_what_runs_alone_has_an_engine_of_its_own() -> None:
     shared, alone = FakeSession(), FakeSession()
     batcher: Batcher[Request] = Batcher(8, 10_000, help_from=16)
-    threads = EngineThreads("test", engine(shared), batcher, respond, count=2, alone=engine(alone))
+    threads = EngineThreads("test", Engines(engine(shared), engine(alone)), batcher, respond, count=2)
     for _ in range(3):
         request = Request(5)
         batcher.submit(request)
@@ -295,3 +302,75 @@ def test_what_runs_alone_has_an_engine_of_its_own() -> None:
     threads.join()
     for request in [first, *rest[8:]]:
         assert request.answer() == own(request)
+
+
+def test_a_batch_key_has_its_own_engine(running: Running) -> None:
+    session = FakeSession()
+    key = both(session)
+    images, others = [Request(n) for n in range(1, 4)], [Request(n) for n in range(10, 13)]
+    for other in others:
+        other.batch_key = key
+    running.submit(images[0], images[1], *others, images[2])
+    for request in (*images, *others):
+        assert request.answer() == own(request)
+    assert (running.session.sizes, session.sizes) == ([1, 2, 1], [3])
+
+
+def test_float32_in() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["logits"]), helper.make_node("Softmax", ["logits"], ["scores"])],
+        "floats",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 2, 2])],
+        [
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 4]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    floats = Engine(session, "x", ("scores", "logits"), (1, 2, 2), np.float32, 4, (1, 2, 4))
+    floats.warm()
+    values = np.random.default_rng(0).standard_normal((7, 1, 2, 2)).astype(np.float32)
+    _, logits = floats.run(values.tobytes())
+    np.testing.assert_array_equal(logits, values.reshape(7, 4))
+
+
+def test_instances_take_what_waits_at_once() -> None:
+    sessions = [FakeSession() for _ in range(3)]
+    first, *further = [engine(session) for session in sessions]
+    batcher: Batcher[Request] = Batcher(8, 10_000, help_from=10_000)
+    threads = EngineThreads("test", Engines(first, first), batcher, respond, instances=further)
+    for session in sessions:
+        session.gate.clear()
+    requests = [Request(number, 8) for number in range(3)]
+    for request in requests:
+        batcher.submit(request)
+    # Each of them has one, though none is done.
+    while batcher.waiting:
+        pass
+    for session in sessions:
+        session.gate.set()
+    assert [request.answer() for request in requests] == [own(request) for request in requests]
+    batcher.close()
+    threads.join()
+    assert [session.sizes for session in sessions] == [[8], [8], [8]]
+
+
+def test_late_ones_are_answered_after_the_end() -> None:
+    session = FakeSession()
+    batcher: Batcher[Request] = Batcher(8, 10_000)
+    threads = EngineThreads("test", Engines(engine(session), engine(session)), batcher, respond)
+    batcher.close(threads.late())
+    threads.join()
+    requests = [Request(number, 1 + number) for number in range(3)]
+    for request in requests:
+        batcher.submit(request)
+        assert request.answer() == own(request)
+    session.failures = [RuntimeError("no")]
+    bad = Request(4)
+    batcher.submit(bad)
+    assert isinstance(bad.answer(), EngineFailed)
+    passed = Request(5)
+    passed.deadline = 0.0
+    batcher.submit(passed)
+    assert isinstance(passed.answer(), DeadlineExceeded)

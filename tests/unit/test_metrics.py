@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from convlens_server.engine import Run
 from convlens_server.metrics import IMAGES, SECONDS, Histogram, Metrics, ModelMetrics
 
 LABELS = ("model", "version", "method", "code", "device", "state", "le")
@@ -36,13 +37,16 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def model(metrics: Metrics) -> ModelMetrics:
-    model = ModelMetrics("digits", "3", lambda: 17)
-    metrics.add(model)
+    model = metrics.of("digits", "3")
+    model.waiting = lambda: 17
+    metrics.loaded = lambda: 1
     return model
 
 
 def test_a_batch(metrics: Metrics, model: ModelMetrics) -> None:
-    model.batch(["Classify", "ClassifyStream", "Classify"], 5, 0.004, [0.0002, 0.03, 0.0], [0.005, 0.04, 0.0045])
+    run = Run(began=0.0, input_seconds=0.001, seconds=0.004)
+    methods = ["Classify", "ClassifyStream", "Classify"]
+    model.batch(methods, 5, run, 0.0005, [0.0002, 0.03, 0.0], [0.005, 0.04, 0.0045])
     model.count("Classify", "INVALID_ARGUMENT")
     labels = ("digits", "3")
     assert values(metrics, "convlens_requests", "convlens_requests_total") == {
@@ -69,7 +73,7 @@ def test_a_batch(metrics: Metrics, model: ModelMetrics) -> None:
 
 
 def test_feature_maps(metrics: Metrics, model: ModelMetrics) -> None:
-    model.feature_maps("GetFeatureMaps", 0.001, 0.02)
+    model.feature_maps("GetFeatureMaps", 2, 0.001, 0.02)
     labels = ("digits", "3")
     assert values(metrics, "convlens_feature_map_requests", "convlens_feature_map_requests_total") == {labels: 1}
     assert values(metrics, "convlens_requests", "convlens_requests_total") == {(*labels, "GetFeatureMaps", "OK"): 1}
@@ -85,18 +89,19 @@ def test_requests_for_no_model(metrics: Metrics, model: ModelMetrics) -> None:
 
 def test_several_models(metrics: Metrics) -> None:
     for name, version in (("a", "1"), ("a", "2"), ("b", "1")):
-        model = ModelMetrics(name, version)
-        metrics.add(model)
-        model.count("Classify", "OK")
+        metrics.of(name, version).count("Classify", "OK")
     assert set(values(metrics, "convlens_requests", "convlens_requests_total")) == {
         (name, version, "Classify", "OK") for name, version in (("a", "1"), ("a", "2"), ("b", "1"))
     }
+    metrics.forget("b", "1")
+    assert ("b", "1", "Classify", "OK") not in values(metrics, "convlens_requests", "convlens_requests_total")
+    metrics.loaded = lambda: 3
     assert values(metrics, "convlens_models_loaded") == {(): 3}
 
 
 def test_names_that_need_escaping(metrics: Metrics) -> None:
     name = 'a "quoted"\\name\nover two lines ü'
-    metrics.add(ModelMetrics(name, "1"))
+    metrics.of(name, "1")
     assert values(metrics, "convlens_queue_images") == {(name, "1"): 0}
 
 
@@ -142,7 +147,7 @@ def test_histogram_counts_each_observation_once(observations: list[float]) -> No
 def test_counting_from_several_threads(metrics: Metrics, model: ModelMetrics) -> None:
     def work() -> None:
         for _ in range(500):
-            model.batch(["Classify"], 2, 0.001, [0.0], [0.001])
+            model.batch(["Classify"], 2, Run(0.0, 0.0, 0.001), 0.0, [0.0], [0.001])
             model.count("Classify", "CANCELLED")
 
     threads = [threading.Thread(target=work) for _ in range(4)]

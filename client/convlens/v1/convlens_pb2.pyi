@@ -72,7 +72,11 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_READY: _ModelState.ValueType  # 1
     """It is loaded, warm, and answers."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 2
-    """It could not be loaded; `error` says why."""
+    """It could not be loaded, or was unloaded; `error` says why."""
+    MODEL_STATE_LOADING: _ModelState.ValueType  # 3
+    """It is being loaded for the first time."""
+    MODEL_STATE_UNLOADED: _ModelState.ValueType  # 4
+    """It is not in memory; the first request for it has it loaded."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """Whether a version can answer."""
@@ -82,7 +86,11 @@ MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
 MODEL_STATE_READY: ModelState.ValueType  # 1
 """It is loaded, warm, and answers."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 2
-"""It could not be loaded; `error` says why."""
+"""It could not be loaded, or was unloaded; `error` says why."""
+MODEL_STATE_LOADING: ModelState.ValueType  # 3
+"""It is being loaded for the first time."""
+MODEL_STATE_UNLOADED: ModelState.ValueType  # 4
+"""It is not in memory; the first request for it has it loaded."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final
@@ -606,23 +614,23 @@ class ModelVersion(_message.Message):
     model: _builtins.str
     """Name in the repository."""
     version: _builtins.int
-    """Version, positive."""
+    """Version, positive; 0 stands for a model of which no version can be served."""
     state: Global___ModelState.ValueType
     """Whether it answers."""
     error: _builtins.str
-    """Why it does not; empty when ready."""
+    """Why it does not; of a ready version, why what answers is not what stands in the repository now; else empty."""
     is_default: _builtins.bool
     """Whether a request that names no version gets this one."""
     classes: _builtins.int
-    """Number of classes; 0 if failed."""
+    """Number of classes; 0 unless ready, as the numbers that follow."""
     height: _builtins.int
-    """Input height in pixels; 0 if failed."""
+    """Input height in pixels."""
     width: _builtins.int
-    """Input width in pixels; 0 if failed."""
+    """Input width in pixels."""
     channels: _builtins.int
-    """Input channels, 1 or 3; 0 if failed."""
+    """Input channels, 1 or 3."""
     parameters: _builtins.int
-    """Trained values of all layers; 0 if failed."""
+    """Trained values of all layers."""
     def __init__(
         self,
         *,

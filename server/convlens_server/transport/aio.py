@@ -30,8 +30,15 @@ from convlens_server.transport.base import (
 _CANCEL_TURNS = 8
 
 
-class _Call(Call):
-    """A call; what other threads ask of it is done on the event loop."""
+class LoopCall(Call):
+    """A call on an event loop, on which is done what other threads ask of it.
+
+    Args:
+        method: Full name.
+        context: Tells of the caller, as grpc.aio's ServicerContext does: `time_remaining()`, `peer()`,
+            `invocation_metadata()`.
+        loop: The event loop.
+    """
 
     __slots__ = ("_changed", "_context", "_loop", "_outbox", "_over", "_peer", "ended", "status")
 
@@ -51,19 +58,24 @@ class _Call(Call):
 
     @property
     def metadata(self) -> Metadata:
+        """`Call.metadata`."""
         return tuple((key, value) for key, value in self._context.invocation_metadata() or ())
 
     @property
     def peer(self) -> str:
+        """`Call.peer`."""
         return self._peer
 
     def send(self, message: bytes) -> None:
+        """`Call.send`."""
         self._post(message, None)
 
     def reply(self, message: bytes) -> None:
+        """`Call.reply`."""
         self._post(message, OK)
 
     def finish(self, status: Status) -> None:
+        """`Call.finish`."""
         self._post(None, status)
 
     def _post(self, message: bytes | None, status: Status | None) -> None:
@@ -95,6 +107,7 @@ class _Call(Call):
             await self._changed.wait()
 
     def closed(self, cancelled: bool) -> None:
+        """The call is over; `cancelled` if its caller left."""
         if cancelled:
             self.cancelled = True
         self._over = True
@@ -112,7 +125,7 @@ class AioTransport(Transport):
         self._methods = {method.name: method for method in options.methods}
         self._server = grpc.aio.server(options=options.channel_arguments())
         self._server.add_generic_rpc_handlers((_Handlers(self),))
-        self._open: dict[_Call, asyncio.Task[Any]] = {}
+        self._open: dict[LoopCall, asyncio.Task[Any]] = {}
         self._draining = False
 
     async def start(self) -> int:
@@ -204,8 +217,8 @@ class AioTransport(Transport):
         await _finish(context, call.status or OK)
 
     @contextlib.contextmanager
-    def _opened(self, method: Method, context: Any) -> Iterator[_Call]:
-        call = _Call(method.name, context, asyncio.get_running_loop())
+    def _opened(self, method: Method, context: Any) -> Iterator[LoopCall]:
+        call = LoopCall(method.name, context, asyncio.get_running_loop())
         task = asyncio.current_task()
         assert task is not None
         self._open[call] = task
@@ -219,14 +232,14 @@ class AioTransport(Transport):
             del self._open[call]
         call.closed(cancelled=False)
 
-    async def _read_one(self, method: Method, context: Any, call: _Call) -> None:
+    async def _read_one(self, method: Method, context: Any, call: LoopCall) -> None:
         request = await context.read()
         if request is grpc.aio.EOF:
             call.fail(InvalidRequest("the call was closed before its request message arrived"))
         else:
             self._dispatch(method, request, call)
 
-    async def _read(self, method: Method, context: Any, call: _Call, window: asyncio.Semaphore) -> None:
+    async def _read(self, method: Method, context: Any, call: LoopCall, window: asyncio.Semaphore) -> None:
         await window.acquire()
         while not call.ended and (request := await context.read()) is not grpc.aio.EOF:
             self._dispatch(method, request, call)
@@ -238,12 +251,12 @@ class AioTransport(Transport):
                 await asyncio.sleep(0)
             half_closed(method, call)
 
-    def _dispatch(self, method: Method, request: bytes, call: _Call) -> None:
+    def _dispatch(self, method: Method, request: bytes, call: LoopCall) -> None:
         dispatch(method, request, call, self._options.max_message_bytes)
         if self._draining:
             self._tell(call)
 
-    def _tell(self, call: _Call) -> None:
+    def _tell(self, call: LoopCall) -> None:
         """Tells a call that the server drains, once: here, or when its handler has only now set `on_drain`."""
         on_drain, call.on_drain = call.on_drain, None
         call.notify(on_drain)

@@ -1,0 +1,1 @@
+"""Open Inference Protocol v2: `inference.GRPCInferenceService`, as Triton's and KServe's clients speak it."""
