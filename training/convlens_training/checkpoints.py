@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from convlens_training.errors import TrainingError
-from convlens_training.files import replacing
+from convlens_training.files import UNFINISHED, replacing
 
 # What a checkpoint's run is called in errors, and the cure where it is another one's.
 _CURES = {
@@ -47,7 +47,12 @@ class Checkpoints:
                 torch.save({**state, "identity": dict(self.identity)}, file)
 
     def last(self) -> dict[str, Any] | None:
-        """The state after the last epoch that was finished; None before the first. Raises TrainingError."""
+        """The state after the last epoch that was finished; None before the first. Raises TrainingError.
+
+        What a kill has left of checkpoints that were being written is removed.
+        """
+        for unfinished in self.folder.glob(UNFINISHED):
+            unfinished.unlink(missing_ok=True)
         return self._load("last.ckpt")
 
     def best(self) -> dict[str, Any] | None:
