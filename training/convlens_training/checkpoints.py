@@ -44,7 +44,11 @@ class Checkpoints:
         # The best first: if a kill comes between, the epoch is done again and writes the same once more.
         for name in ("best.ckpt", "last.ckpt") if best else ("last.ckpt",):
             with replacing(self.folder / name) as file:
-                torch.save({**state, "identity": dict(self.identity)}, file)
+                try:
+                    torch.save({**state, "identity": dict(self.identity)}, file)
+                except RuntimeError as error:
+                    # What torch's writer makes of a write that failed halfway: "unexpected pos 401088 vs 401040".
+                    raise OSError(f"torch could not write all of it: {error}") from None
 
     def last(self) -> dict[str, Any] | None:
         """The state after the last epoch that was finished; None before the first. Raises TrainingError.

@@ -171,7 +171,14 @@ class _Training:
     def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Learns from a batch. Returns logits and mean loss of this process's part of it."""
         recipe = self._recipe
-        logits = self._body(batch.values)
+        try:
+            logits = self._body(batch.values)
+        except ValueError as error:
+            # A batch normalisation's, where a channel is a single number.
+            raise TrainingError(
+                f"the network cannot be trained on {len(batch.values)} images of this size at a time ({error}): give a "
+                "larger --batch-size or --image-size, or more images"
+            ) from None
         loss = functional.cross_entropy(logits, batch.targets, label_smoothing=recipe.label_smoothing)
         self._stepper.zero_grad()
         self._fabric.backward(loss * batch.share)

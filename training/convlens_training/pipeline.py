@@ -70,6 +70,10 @@ def run(job: Job) -> Result | None:
 
 
 def _run(job: Job, subject: Network, size: ImageSize, dataset: Dataset, fabric: Fabric) -> Result | None:
+    if fabric.broadcast(dataset.sha256) != dataset.sha256:
+        raise TrainingError(
+            f"the images of {job.data} here are not those that the first process has: copy the data to all machines"
+        )
     image = _image_input(size, dataset.train.images, subject.normalisation if job.weights else None)
     network = networks.build(job.network, image, len(dataset.labels))
     if job.weights:
