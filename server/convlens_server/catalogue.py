@@ -203,12 +203,13 @@ class _Walk:
 
     def _bias(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """The addition of one constant for each unit that alone takes a matrix product, if there is one."""
-        consumers = self._graph.consumers.get(node.output[0], [])
+        product = self._dequantised(node.output[0])
+        consumers = self._graph.consumers.get(product, [])
         if node.op_type != "MatMul" or len(consumers) != 1 or consumers[0].op_type != "Add":
             return None
-        if any(node.output[0] == output.name for output in self._graph.proto.output):
+        if any(output.name in (node.output[0], product) for output in self._graph.proto.output):
             return None
-        bias = next((name for name in consumers[0].input if name != node.output[0]), "")
+        bias = next((name for name in consumers[0].input if name != product), "")
         units = self._types[node.output[0]].dims[-1]
         fits = bias in self._types and self._graph.is_constant(bias) and self._types[bias].dims == (units,)
         return consumers[0] if fits else None

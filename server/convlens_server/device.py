@@ -82,6 +82,9 @@ def make_session(model: bytes | str, device: Device, threads: int) -> onnxruntim
     options.log_severity_level = 3
     # Threads that spin while they wait for work take the core from the transport.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # In a float16 file its result (Transpose, Cast to float32 and MatMul in one) makes onnxruntime 1.24 … 1.32 follow a
+    # null pointer on the CPU (microsoft/onnxruntime#28392): torchvision's vit_b_16 ended the process.
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "MatmulTransposeFusion")
     providers: list[Any] = [_CPU]
     if device.kind == "cuda":
         # Heuristic: an exhaustive search at each new batch size costs seconds.

@@ -25,10 +25,8 @@ def command(*arguments):
 
 
 def train(models, epochs):
-    output = command(
-        "train", "lecture_cnn", "--data", "mnist5k", "--epochs", str(epochs), "--models", str(models), "--json"
-    )
-    return json.loads(output)
+    where = ["--models", str(models), "--runs", str(models.with_name("runs"))]
+    return json.loads(command("train", "lecture_cnn", "--data", "mnist5k", "--epochs", str(epochs), *where, "--json"))
 
 
 @pytest.mark.timeout(600)

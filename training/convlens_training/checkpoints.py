@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from convlens_training.errors import TrainingError
-from convlens_training.files import replacing
+from convlens_training.files import UNFINISHED, replacing
 
 # What a checkpoint's run is called in errors, and the cure where it is another one's.
 _CURES = {
@@ -44,10 +44,19 @@ class Checkpoints:
         # The best first: if a kill comes between, the epoch is done again and writes the same once more.
         for name in ("best.ckpt", "last.ckpt") if best else ("last.ckpt",):
             with replacing(self.folder / name) as file:
-                torch.save({**state, "identity": dict(self.identity)}, file)
+                try:
+                    torch.save({**state, "identity": dict(self.identity)}, file)
+                except RuntimeError as error:
+                    # What torch's writer makes of a write that failed halfway: "unexpected pos 401088 vs 401040".
+                    raise OSError(f"torch could not write all of it: {error}") from None
 
     def last(self) -> dict[str, Any] | None:
-        """The state after the last epoch that was finished; None before the first. Raises TrainingError."""
+        """The state after the last epoch that was finished; None before the first. Raises TrainingError.
+
+        What a kill has left of checkpoints that were being written is removed.
+        """
+        for unfinished in self.folder.glob(UNFINISHED):
+            unfinished.unlink(missing_ok=True)
         return self._load("last.ckpt")
 
     def best(self) -> dict[str, Any] | None:

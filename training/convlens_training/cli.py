@@ -67,11 +67,11 @@ def main(argv: Sequence[str]) -> int:
             print(f"convlens train: needs {package}, which is not installed: pip install '{extra}'", file=sys.stderr)
             return 1
 
-    from convlens_training import jobs, pipeline  # import torch, which takes seconds and may be missing
-
     # Of several processes only the first speaks for all; what goes wrong in another says so.
     who = "" if (rank := _rank()) == 0 else f"process {rank}: "
     try:
+        from convlens_training import jobs, pipeline  # import torch, which takes seconds and may be missing
+
         result = pipeline.run(_job(given) if resume is None else jobs.resumed(resume, given))
     except TrainingError as error:
         print(f"convlens train: {who}{error}", file=sys.stderr)

@@ -56,3 +56,11 @@ def end_others(fabric: Fabric) -> None:
     """Ends the processes that this one has launched, which after an error would wait for it."""
     for process in getattr(fabric.strategy.launcher, "procs", ()):
         process.kill()
+
+
+def is_loss_of_another(error: BaseException) -> bool:
+    """Whether an error says that another process has ended, or cannot be reached."""
+    return isinstance(error, torch.distributed.DistError) or (
+        # What gloo raises, which connects CPUs, has no type of its own.
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )

@@ -46,6 +46,7 @@ class Subject:
         size: Of the image it takes.
         training: The manifest's account of its training.
         metrics: The manifest's metrics.
+        precision: Of its weights and arithmetic.
         where: Who computes, for people.
     """
 
@@ -55,6 +56,7 @@ class Subject:
     size: ImageSize
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    precision: str
     where: str
 
 
@@ -143,7 +145,8 @@ class LocalNetwork:
         from convlens_server.network import load_network
 
         name, version = options.model
-        path = _file(options.models, name, version, options.precision or PRECISIONS[0])
+        precision = options.precision or PRECISIONS[0]
+        path = _file(options.models, name, version, precision)
         try:
             network = load_network(path)
             self._session = make_session(network.model.SerializeToString(), Device("cpu"), options.threads)
@@ -158,6 +161,8 @@ class LocalNetwork:
             _size(manifest.input),
             manifest.training,
             manifest.metrics,
+            # Like the server: of what is in model.onnx its manifest knows.
+            manifest.precision if precision == PRECISIONS[0] else precision,
             f"onnxruntime, {path.name}",
         )
 
@@ -179,6 +184,7 @@ def _served(client: Client, options: argparse.Namespace) -> Subject:
     name, version = options.model
     model = client.model(name, version)
     training, metrics = model.manifest.get("training"), model.manifest.get("metrics")
+    precision = str(model.manifest.get("precision", PRECISIONS[0]))
     return Subject(
         model.model,
         model.version,
@@ -186,7 +192,8 @@ def _served(client: Client, options: argparse.Namespace) -> Subject:
         ImageSize(model.height, model.width, model.channels),
         training if isinstance(training, dict) else {},
         metrics if isinstance(metrics, dict) else {},
-        f"the server at {options.server}, on {model.device}",
+        precision,
+        f"the server at {options.server}, as {precision} on {model.device}",
     )
 
 
@@ -272,6 +279,7 @@ def _tell(
     facts = {
         "model": subject.name,
         "version": subject.version,
+        "precision": subject.precision,
         "computed_by": subject.where,
         "data": options.data,
         "images": len(images),

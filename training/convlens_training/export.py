@@ -17,9 +17,13 @@ from convlens_training.errors import TrainingError
 
 # Opset 18 in IR version 8 is read by onnxruntime 1.14 and later.
 OPSET, IR_VERSION = 18, 8
+# Of a network with more layers than this, an error shows only these.
+_NAMES_SHOWN = 24
 INPUT, OUTPUT = "image", "scores"
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+# What torch's exporter puts in front, such as the number of images, comes from a module of its own making.
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 _PREPROCESSING = {"Transpose": "transpose", "Cast": "cast", "Mul": "scale", "Add": "shift"}
 
 
@@ -71,8 +75,10 @@ def with_manifest(model: onnx.ModelProto, manifest: Manifest) -> bytes:
     made = onnx.ModelProto()
     made.CopyFrom(model)
     onnx.helper.set_model_props(made, {METADATA_KEY: manifest.to_json()})
-    onnx.checker.check_model(made, full_check=True)
-    return made.SerializeToString(deterministic=True)
+    content: bytes = made.SerializeToString(deterministic=True)
+    # Read again from what will be the file.
+    onnx.checker.check_model(content, full_check=True)
+    return content
 
 
 def _rename(graph: onnx.GraphProto, network: nn.Sequential) -> None:
@@ -80,6 +86,10 @@ def _rename(graph: onnx.GraphProto, network: nn.Sequential) -> None:
     leaves = {name.removeprefix(f"{BODY}.") for name, module in network.named_modules() if not any(module.children())}
     unnamed = {tensor.name for tensor in graph.initializer if "." not in tensor.name}
     tensors = {tensor.name: tensor.name.removeprefix(f"{BODY}.") for tensor in graph.initializer}
+    # What else takes the image, if only to count, comes after the preprocessing.
+    nodes = sorted(graph.node, key=lambda node: _module(node) != "preprocess")
+    del graph.node[:]
+    graph.node.extend(nodes)
     taken: set[str] = set()
     for node in graph.node:
         module = _module(node)
@@ -111,7 +121,7 @@ def _module(node: onnx.NodeProto) -> str:
     scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
     # E.g. ['', 'conv_1', 'conv2d']: the modules from outside in, then the call.
     module = ["", *(str(scope) for scope in ast.literal_eval(scopes)[:-1])][-1]
-    return "" if module == BODY else module.removeprefix(f"{BODY}.")
+    return "" if module in (BODY, _NO_MODULE) else module.removeprefix(f"{BODY}.")
 
 
 class _Mean(nn.Module):
@@ -153,6 +163,11 @@ def _check(model: onnx.ModelProto, network: nn.Sequential) -> None:
     expected = [*preprocessing, *layers, "softmax"]
     if names != expected or model.functions or [entry.version for entry in model.opset_import] != [OPSET]:
         raise TrainingError(
-            f"torch {torch.__version__}'s exporter made the nodes {', '.join(names)} of the network, instead of "
-            f"{', '.join(expected)} in opset {OPSET}: use another release of torch"
+            f"torch {torch.__version__}'s exporter made the nodes {_listed(names)} of the network, instead of "
+            f"{_listed(expected)} in opset {OPSET}: use another release of torch"
         )
+
+
+def _listed(names: list[str]) -> str:
+    shown = names if len(names) <= _NAMES_SHOWN else [*names[: _NAMES_SHOWN - 2], "…", names[-1]]
+    return ", ".join(shown)

@@ -11,6 +11,9 @@ from typing import BinaryIO
 
 from convlens_training.errors import TrainingError
 
+# What a kill leaves of a file that was being written; no reader looks for it.
+UNFINISHED = ".*.part"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -19,7 +22,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         TrainingError: The file system refuses.
     """
-    # With a suffix that no reader looks for; of two writers at once the later one wins.
+    # Of two writers at once the later one wins.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with writing(path):
         try:

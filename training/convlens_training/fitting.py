@@ -28,6 +28,8 @@ from convlens_training.recipes import Recipe
 
 # Held-out images are computed in batches of this many: beyond it nothing gets faster, and memory grows.
 _EVALUATION_BATCH = 500
+# … or fewer of large images, so that these pixels take no more memory than 500 images of 64 × 64.
+_EVALUATION_PIXELS = _EVALUATION_BATCH * 64 * 64
 # The progress bar shows the loss so often; reading it waits for a GPU.
 _SHOWN_EVERY = 20
 
@@ -77,6 +79,7 @@ def fit(
     while epoch < recipe.epochs and (patience is None or epoch - best[2] < patience):
         epoch += 1
         figures = training.epoch(epoch)
+        training.agree()
         loss, right = _measure(fabric, training.measured, watched, len(dataset.labels))
         figures |= {"validation_loss": loss, "validation_accuracy": right}
         if improved := (right, -loss) > best[:2]:
@@ -105,7 +108,8 @@ class _Training:
     """
 
     def __init__(self, fabric: Fabric, network: nn.Sequential, dataset: Dataset, recipe: Recipe, seed: int) -> None:
-        network.to(fabric.device)
+        # Convolutions train 1.0 … 1.7 times as fast on the CPU with their weights laid out so, and on GPUs in 16 bits.
+        network.to(fabric.device).to(memory_format=torch.channels_last)
         self._fabric, self._network, self._recipe, self._classes = fabric, network, recipe, len(dataset.labels)
         rank, processes = fabric.global_rank, fabric.world_size
         if len((dataset.validation or dataset.test).labels) < processes:
@@ -121,7 +125,7 @@ class _Training:
     def epoch(self, epoch: int) -> dict[str, float]:
         """Shows each image once. Returns the epoch's figures."""
         fabric, feed = self._fabric, self._feed
-        start, waited = time.perf_counter(), 0.0
+        start, waited, rate = time.perf_counter(), 0.0, 0.0
         loss_mean, right = _metrics(self._classes, fabric.device)
         self._network.train()
         title = f"epoch {epoch}/{self._recipe.epochs}"
@@ -131,6 +135,7 @@ class _Training:
             asked = start
             for number, batch in enumerate(feed.batches(epoch)):
                 waited += time.perf_counter() - asked
+                rate = float(self._schedule.get_last_lr()[0])
                 logits, loss = self._step(batch)
                 targets = batch.targets if batch.targets.ndim == 1 else batch.targets.argmax(1)
                 loss_mean.update(loss, len(targets))
@@ -150,16 +155,30 @@ class _Training:
             "epoch": epoch,
             "train_loss": mean,
             "train_accuracy": float(right.compute()),
-            "learning_rate": float(self._schedule.get_last_lr()[0]),
+            "learning_rate": rate,
             "images_per_second": feed.images / seconds,
             "data_wait": waited / seconds,
             "seconds": seconds,
         }
 
+    def agree(self) -> None:
+        """Gives all processes the first one's statistics of normalisations; each has seen its parts of the batches."""
+        if self._fabric.world_size > 1:
+            for module in {self._network, self.measured}:
+                for buffer in module.buffers():
+                    torch.distributed.broadcast(buffer, 0)
+
     def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Learns from a batch. Returns logits and mean loss of this process's part of it."""
         recipe = self._recipe
-        logits = self._body(batch.values)
+        try:
+            logits = self._body(batch.values)
+        except ValueError as error:
+            # A batch normalisation's, where a channel is a single number.
+            raise TrainingError(
+                f"the network cannot be trained on {len(batch.values)} images of this size at a time ({error}): give a "
+                "larger --batch-size or --image-size, or more images"
+            ) from None
         loss = functional.cross_entropy(logits, batch.targets, label_smoothing=recipe.label_smoothing)
         self._stepper.zero_grad()
         self._fabric.backward(loss * batch.share)
@@ -213,11 +232,11 @@ def _measure(fabric: Fabric, network: nn.Sequential, split: Split, classes: int)
     loss, right = _metrics(classes, fabric.device)
     network.eval()
     mine = slice(fabric.global_rank, None, fabric.world_size)
-    labels = batches(split.labels[mine])
+    labels = torch.from_numpy(split.labels[mine]).to(fabric.device)
     with torch.inference_mode():
-        for pixels, truth in zip(batches(split.images[mine]), labels, strict=True):
+        for pixels in batches(split.images[mine]):
             logits = network[:-1](torch.from_numpy(pixels).to(fabric.device))
-            targets = torch.from_numpy(truth).to(fabric.device)
+            targets, labels = labels[: len(pixels)], labels[len(pixels) :]
             loss.update(functional.cross_entropy(logits, targets), len(targets))
             right.update(logits, targets)
     return float(loss.compute()), float(right.compute())
@@ -231,10 +250,11 @@ def logits_of(network: nn.Sequential, images: npt.NDArray[np.uint8], device: tor
     return np.concatenate(logits)
 
 
-def batches(images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """The images in runs, in their order."""
-    for start in range(0, len(images), _EVALUATION_BATCH):
-        yield images[start : start + _EVALUATION_BATCH]
+def batches(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    """The images (N × height × width × channels) in runs, in their order."""
+    count = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // (images.shape[1] * images.shape[2])))
+    for start in range(0, len(images), count):
+        yield images[start : start + count]
 
 
 def accuracy(values: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:

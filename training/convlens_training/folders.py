@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from convlens_training.datasets import Dataset, Split, split
 from convlens_training.errors import TrainingError
@@ -29,14 +30,18 @@ def load(path: Path, size: ImageSize, seed: int, threads: int) -> Dataset:
     Raises:
         TrainingError: Something does not fit; the text says what to do.
     """
-    if not path.is_dir():
-        raise TrainingError(
-            f"--data {path} is not a folder: give the name of a data set, or a folder with one folder a label"
-        )
     try:
+        if not path.is_dir():
+            raise TrainingError(
+                f"--data {path} is not a folder: give the name of a data set, such as mnist5k, or a folder "
+                "with one folder a label"
+            )
         return _load(path, size, seed, threads)
-    except PermissionError as error:
-        raise TrainingError(f"{error.filename} cannot be read: change its permissions") from None
+    except OSError as error:
+        # Those of images are among the unreadable files.
+        raise TrainingError(
+            f"{error.filename or path} cannot be read ({error.strerror or error}): change its permissions or repair it"
+        ) from None
 
 
 def _load(path: Path, size: ImageSize, seed: int, threads: int) -> Dataset:
@@ -54,6 +59,9 @@ def _load(path: Path, size: ImageSize, seed: int, threads: int) -> Dataset:
                 f"{train_path} and {other} have different class folders ({', '.join(difference)} is only in one of "
                 "them): both must have the same"
             )
+    for name in classes:
+        if name.encode("utf-8", "replace").decode() != name:
+            raise TrainingError(f"the name of the class folder {name!a} in {train_path} is no UTF-8 text: rename it")
     classes = _ordered(path / _LABELS, classes)
     labels = tuple(name.replace("_", " ") for name in classes)
     if len(set(labels)) < len(labels):
@@ -90,17 +98,20 @@ def read(
     }
     images = _room(path, files, size)
     labels: list[int] = []
-    with ThreadPoolExecutor(threads) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        # Pillow warns of images of 90 million pixels, and refuses those of the double; and of what it can mend.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         for label, name in enumerate(classes):
-            before = len(labels)
+            before, skipped = len(labels), len(unreadable)
             for file, made in zip(files[name], pool.map(lambda file: _decoded(file, size), files[name]), strict=True):
                 if isinstance(made, str):
-                    unreadable.append(f"{file}: {made}")
+                    unreadable.append(os.fsencode(f"{file}: {made}").decode("utf-8", "backslashreplace"))
                 else:
                     images[len(labels)] = made
                     labels.append(label)
             if (count := len(labels) - before) < least:
-                reasons = [text for text in unreadable if text.startswith(f"{path / name}{os.sep}")]
+                reasons = unreadable[skipped:]
                 raise TrainingError(
                     f"class folder {path / name} has {count} readable images, but needs at least {least}: add images "
                     "or remove the folder" + "".join(f"\n  unreadable: {text}" for text in reasons[:5])
@@ -126,7 +137,8 @@ def _ordered(file: Path, classes: list[str]) -> list[str]:
     if not file.is_file():
         return classes
     try:
-        order = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        # Editors of some systems put a mark in front.
+        order = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         raise TrainingError(f"{file} cannot be read as UTF-8 text ({error}): write it anew or remove it") from None
     if sorted(order) != classes:
@@ -160,12 +172,26 @@ def _available_memory() -> int:
 
 
 def _decoded(file: Path, size: ImageSize) -> npt.NDArray[np.uint8] | str:
+    """The pixels, or why there are none."""
     try:
+        if not file.is_file():
+            return "is no file, or a link to none"
         with Image.open(file) as opened:
-            return _fitted(ImageOps.exif_transpose(opened), size)
+            opened.load()
+            return _fitted(_upright(opened), size)
+    except UnidentifiedImageError:
+        return "is no image"
     except Exception as error:
         # Pillow raises what its parsers raise: OSError, ValueError, SyntaxError, struct.error …
-        return " ".join(str(error).split()) or type(error).__name__
+        return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Damaged EXIF says nothing of the pixels.
+        return image
 
 
 def _fitted(image: Image.Image, size: ImageSize) -> npt.NDArray[np.uint8]:
@@ -181,7 +207,9 @@ def _fitted(image: Image.Image, size: ImageSize) -> npt.NDArray[np.uint8]:
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # 16-bit grey: Pillow would clip at 255.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
+        grey = np.asarray(image.convert("I"))
+        shown = np.where(grey == image.info.get("transparency"), 0, grey >> 8)
+        image = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)

@@ -89,6 +89,7 @@ class Result:
         max_logit_difference: Largest difference between the export's logits and torch's.
         label_agreement: Fraction of held-out images with the same class first as torch has.
         variants: Of each precision that was tried: precision, published, reason, accuracy and more.
+        timings: Images a second on the CPU by precision, for each batch and number of threads that was tried.
         device: Where it was trained.
         seconds: This part of the training took.
         unreadable: Files that were skipped, each with the reason.
@@ -108,6 +109,7 @@ class Result:
     max_logit_difference: float
     label_agreement: float
     variants: tuple[Mapping[str, Any], ...]
+    timings: tuple[Mapping[str, Any], ...]
     device: str
     seconds: float
     unreadable: tuple[str, ...]

@@ -9,7 +9,9 @@ import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
 
 import numpy as np
@@ -81,10 +83,11 @@ def _download(name: str, folder: Path, download: Callable[[], Any], files: str) 
         # torchvision tells on standard output what it does, which belongs to the result.
         with contextlib.redirect_stdout(sys.stderr):
             return download()
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, HTTPException, TarError, zlib.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise TrainingError(
-            f"{name} is not in {folder} and could not be downloaded ({' '.join(str(error).split())}): put {files} "
-            "there, name another folder by --data-root, or use --data mnist5k, which needs no download"
+            f"{name} is not in {folder}, or not whole, and could not be downloaded ({reason}): put {files} there, name "
+            "another folder by --data-root, or use --data mnist5k, which needs no download"
         ) from None
 
 
@@ -135,6 +138,12 @@ def _imagenette(root: Path, size: ImageSize, threads: int) -> Dataset:
         lambda: Imagenette(str(root), "train", edition, download=True),
         f"{folder}.tgz, unpacked as {folder}/,",
     )
+    for part in ("train", "val"):
+        if missing := [wnid for wnid in found.wnids if not (root / folder / part / wnid).is_dir()]:
+            raise TrainingError(
+                f"{root / folder} is not whole ({part}/{missing[0]} is missing): remove it, so that {folder}.tgz is "
+                "unpacked again, or unpack that again"
+            )
     unreadable: list[str] = []
     train, test = (
         folders.read(root / folder / part, found.wnids, size, unreadable, least=1, threads=threads)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from convlens.manifest import ImageInput
 from convlens_training import architectures
+from convlens_training.architectures.from_torchvision import current_name
 from convlens_training.architectures.network import BODY
 from convlens_training.errors import TrainingError
 from convlens_training.recipes import ImageSize
+
+# Ends the name of the number of steps that a batch normalisation has seen.
+_COUNTER = ".num_batches_tracked"
 
 
 class Preprocess(nn.Module):
@@ -40,7 +46,8 @@ class Preprocess(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 N × height × width × channels to float32 N × channels × height × width."""
-        return images.permute(0, 3, 1, 2).float() * self.factor + self.term
+        # In place: to get memory for another tensor takes several times as long as the arithmetic.
+        return images.permute(0, 3, 1, 2).float().mul_(self.factor).add_(self.term)
 
 
 def build(name: str, image: ImageInput, classes: int) -> nn.Sequential:
@@ -61,8 +68,8 @@ def build(name: str, image: ImageInput, classes: int) -> nn.Sequential:
     made = architectures.find(name).layers
     try:
         # Without arithmetic, and before weights are drawn.
-        with torch.device("meta"), torch.random.fork_rng([]):
-            body = nn.Sequential(OrderedDict(made(size, classes))).eval()
+        body = _outline(made, size, classes).eval()
+        with torch.device("meta"):
             body(torch.empty(2, size.channels, size.height, size.width))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise TrainingError(
@@ -98,36 +105,70 @@ def load_weights(network: nn.Sequential, name: str, path: Path, size: ImageSize,
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise TrainingError(f"--weights {path} cannot be read: {reason}: give a file of torch.save") from None
+    except OSError as error:
+        raise TrainingError(f"--weights {path} cannot be read: {error.strerror or error}") from None
+    except Exception:
+        # torch's unpickler raises what it stumbles over: UnpicklingError, RuntimeError, EOFError, KeyError …
+        raise TrainingError(
+            f"--weights {path} is no file of weights, or is damaged: give a state dict as torch.save writes it, or a "
+            "checkpoint of a run"
+        ) from None
     # A checkpoint of ours has the network's own weights beside others.
     weights = content.get("average") or content.get("network") or content if isinstance(content, dict) else {}
-    prefix = f"{BODY}."
-    found = {str(key).removeprefix("module.").removeprefix(prefix): value for key, value in weights.items()}
-    # The second outputs of googlenet and inception_v3, and the counter of a moving average.
-    found = {key: value for key, value in found.items() if not key.lower().startswith(("aux", "n_averaged"))}
+    found = {_plain(str(key)): value for key, value in weights.items()}
+    # The second outputs of googlenet and inception_v3.
+    found = {key: value for key, value in found.items() if not key.lower().startswith("aux")}
     head = _head(name, size, classes)
     expected = {key: value for key, value in network.state_dict().items() if key not in head}
-    wrong = [
-        key
-        for key, value in expected.items()
-        if getattr(found.get(key.removeprefix(prefix)), "shape", None) != value.shape
-    ]
-    strange = set(found) - {key.removeprefix(prefix) for key in [*expected, *head]}
+    # Only counts steps, and files older than it are without.
+    expected = {key: value for key, value in expected.items() if _plain(key) in found or not key.endswith(_COUNTER)}
+    wrong = [key for key, value in expected.items() if getattr(found.get(_plain(key)), "shape", None) != value.shape]
+    strange = set(found) - {_plain(key) for key in [*expected, *head]}
     if wrong or strange:
+        shapes = [f"{_plain(key)} {_shape(found.get(_plain(key)))}, not {_shape(expected[key])}" for key in wrong[:3]]
         raise TrainingError(
-            f"--weights {path} is of another architecture than {name}: of {len(expected)} tensors {len(wrong)} are "
-            f"missing or of another shape ({', '.join(wrong[:3]) or 'none'}), and {len(strange)} are unknown "
-            f"({', '.join(sorted(strange)[:3]) or 'none'}): give the file of {name}'s weights"
+            f"--weights {path} is not of {name} for images of {size}: of {len(expected)} tensors {len(wrong)} are "
+            f"missing or of another shape ({'; '.join(shapes) or 'none'}), and {len(strange)} are unknown "
+            f"({', '.join(sorted(strange)[:3]) or 'none'}): give a file of {name}'s weights, made for this size"
         )
-    network.load_state_dict({key: found[key.removeprefix(prefix)] for key in expected}, strict=False)
+    with torch.no_grad():
+        for key, value in expected.items():
+            value.copy_(found[_plain(key)])
+
+
+def _plain(key: str) -> str:
+    """A tensor's name as it is in the network itself, and in torchvision's present release."""
+    return current_name(key.removeprefix("module.").removeprefix(f"{BODY}."))
+
+
+def _shape(value: object) -> str:
+    return "×".join(map(str, value.shape)) or "a number" if isinstance(value, torch.Tensor) else "missing"
 
 
 def _head(name: str, size: ImageSize, classes: int) -> set[str]:
-    with torch.device("meta"), torch.random.fork_rng([]):
-        shapes = [
-            {key: value.shape for key, value in nn.Sequential(OrderedDict(made)).state_dict().items()}
-            for made in (architectures.find(name).layers(size, count) for count in (classes, classes + 1))
-        ]
+    made = architectures.find(name).layers
+    shapes = [
+        {key: value.shape for key, value in _outline(made, size, count).state_dict().items()}
+        for count in (classes, classes + 1)
+    ]
     return {key for key, shape in shapes[0].items() if shapes[1][key] != shape}
+
+
+class _NoMemory(TorchFunctionMode):
+    """Makes `torch.empty`, of which modules make their weights, take no memory; a few networks compute with others."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        return func(*args, **({**given, "device": "meta"} if func is torch.empty else given))
+
+
+def _outline(made: Callable[[ImageSize, int], dict[str, nn.Module]], size: ImageSize, classes: int) -> nn.Sequential:
+    """A network of shapes alone: made without drawing weights, and computing nothing."""
+    with _NoMemory(), torch.random.fork_rng([]):
+        return nn.Sequential(OrderedDict(made(size, classes))).to("meta")

@@ -27,7 +27,10 @@ def make_optimiser(network: nn.Module, recipe: Recipe) -> Optimizer:
 def make_schedule(optimiser: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
     """The recipe's learning rate over a training of so many steps, to be moved on after each."""
     if recipe.schedule == "one_cycle":
-        return OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps, pct_start=recipe.warm_up)
+        # It divides by the length of each of its two parts, less one step.
+        steps = max(steps, 2)
+        warm_up = min(max(recipe.warm_up, 1.5 / steps), 1 - 0.5 / steps)
+        return OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps, pct_start=warm_up)
     rising = max(1, round(recipe.warm_up * steps))
 
     def factor(step: int) -> float:

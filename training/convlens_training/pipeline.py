@@ -18,8 +18,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from convlens.manifest import ImageInput, Manifest
-from convlens_training import architectures, datasets, devices, export, fitting, networks, parity, variants
+from convlens.manifest import PRECISIONS, ImageInput, Manifest, file_name
+from convlens_training import architectures, datasets, devices, export, fitting, networks, variants
 from convlens_training.architectures.network import Network
 from convlens_training.checkpoints import Checkpoints
 from convlens_training.datasets import Dataset
@@ -27,7 +27,7 @@ from convlens_training.environment import commit
 from convlens_training.errors import TrainingError
 from convlens_training.evaluation import Evaluation
 from convlens_training.jobs import Job, Result
-from convlens_training.publication import check_repository, publish
+from convlens_training.publication import Published, check_repository, publish
 from convlens_training.recipes import ImageSize
 from convlens_training.report import write_report
 from convlens_training.runs import RunFolder
@@ -62,12 +62,18 @@ def run(job: Job) -> Result | None:
         dataset = _load(job, size, fabric)
         with _torch_settings(job.seed, job.threads, fabric.device):
             return _run(job, subject, size, dataset, fabric)
-    except BaseException:
+    except BaseException as error:
         devices.end_others(fabric)
+        if devices.is_loss_of_another(error):
+            raise TrainingError("another process of this training has ended: what it says itself tells why") from None
         raise
 
 
 def _run(job: Job, subject: Network, size: ImageSize, dataset: Dataset, fabric: Fabric) -> Result | None:
+    if fabric.broadcast(dataset.sha256) != dataset.sha256:
+        raise TrainingError(
+            f"the images of {job.data} here are not those that the first process has: copy the data to all machines"
+        )
     image = _image_input(size, dataset.train.images, subject.normalisation if job.weights else None)
     network = networks.build(job.network, image, len(dataset.labels))
     if job.weights:
@@ -117,19 +123,13 @@ def _publish(
     seconds: float,
     device: str,
 ) -> Result:
+    print(f"exporting to ONNX as {', '.join(PRECISIONS)}, to compare and to time them", file=sys.stderr)
     model = export.to_onnx(network, (image.height, image.width, image.channels))
-    measured = parity.check(model, network, dataset.test, job.threads)
-    print(
-        f"the export's logits differ from torch's by at most {measured.max_logit_difference:.2g} "
-        f"(limit {parity.MAX_LOGIT_DIFFERENCE:g}); same class first on {measured.label_agreement:.2%} of the images",
-        file=sys.stderr,
-    )
     validation_images = len(dataset.validation.labels) if dataset.validation else 0
     manifest = Manifest(
         labels=dataset.labels,
         input=image,
         description=f"{subject.description}; trained on {dataset.name}",
-        metrics={"test_accuracy": measured.accuracy},
         training={
             "network": job.network,
             "data": {
@@ -147,17 +147,31 @@ def _publish(
             "versions": {"convlens": metadata.version("convlens"), "torch": torch.__version__},
         },
     )
-    content = export.with_manifest(model, manifest)
-    tried = variants.make_variants(
-        content, dataset.train.images, dataset.test, max_drop=job.max_drop, threads=job.threads
+    exports = variants.make_exports(
+        model,
+        manifest,
+        fitting.logits_of(network, dataset.test.images, torch.device("cpu")),
+        dataset.train.images,
+        dataset.test,
+        max_drop=job.max_drop,
+        threads=job.threads,
     )
-    for variant in tried:
+    measured = exports.parity
+    print(
+        f"the export's logits differ from torch's by at most {measured.max_logit_difference:.2g}; "
+        f"same class first on {measured.label_agreement:.2%} of the images",
+        file=sys.stderr,
+    )
+    for variant in exports.variants:
         print(
             f"{variant.precision}: {'published' if variant.published else 'not published'}: {variant.reason}",
             file=sys.stderr,
         )
-    _, logits = parity.outputs_of(model, dataset.test.images, job.threads)
-    published = publish(variants.files(content, tried), job.models, job.name)
+    # First where a full disk harms nobody.
+    record.write_export(exports.files())
+    # A run that was killed between publication and report has been published.
+    before = _published(exports.files(), job.models / job.name) if job.resume else None
+    published = before or publish(exports.files(), job.models, job.name)
     result = Result(
         model=job.name,
         version=published.version,
@@ -172,17 +186,8 @@ def _publish(
         test_accuracy=measured.accuracy,
         max_logit_difference=measured.max_logit_difference,
         label_agreement=measured.label_agreement,
-        variants=tuple(
-            {
-                "precision": variant.precision,
-                "published": variant.published,
-                "accuracy": variant.accuracy,
-                "label_agreement": variant.label_agreement,
-                "images_per_second": variant.images_per_second,
-                "reason": variant.reason,
-            }
-            for variant in tried
-        ),
+        variants=tuple(variant.figures() for variant in exports.variants),
+        timings=tuple(exports.speeds()),
         device=device,
         seconds=seconds,
         unreadable=dataset.unreadable,
@@ -191,8 +196,18 @@ def _publish(
     for name in ("labels", "run", "unreadable"):
         del exported[name]
     exported |= {"opset": export.OPSET, "ir_version": export.IR_VERSION, "onnx": onnx.__version__}
-    write_report(record, Evaluation(dataset.labels, dataset.test.labels, logits), dataset.test.images, exported)
+    evaluation = Evaluation(dataset.labels, dataset.test.labels, measured.logits)
+    write_report(record, evaluation, dataset.test.images, exported)
     return result
+
+
+def _published(files: Mapping[str, bytes], folder: Path) -> Published | None:
+    """The version of a model that consists of just these files; None where there is none."""
+    for version in folder.glob("[0-9]*"):
+        found = {path.name: path for path in version.iterdir()} if version.name.isdecimal() else {}
+        if found.keys() == files.keys() and all(found[name].read_bytes() == files[name] for name in files):
+            return Published(int(version.name), version / file_name(PRECISIONS[0]))
+    return None
 
 
 def _say(fabric: Fabric, text: str) -> None:

@@ -10,29 +10,34 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from convlens_training.evaluation import Evaluation
 from convlens_training.files import replacing
 
 _DPI = 120
+# Around pictures, inches.
+_MARGIN = 0.1
 _INK, _FAINT, _WRONG = "#333333", "#d8d8d8", "#bb2211"
 # Told apart by those who do not see red and green as well: Paul Tol's "bright".
 _TRAINING, _VALIDATION = "#4477aa", "#ee6677"
-# Up to so many classes the counts fit into the cells, and the labels beside the rows.
-_COUNTS_FIT, _LABELS_FIT = 25, 80
+# Up to so many classes cells are large, counts fit into the cells, and labels beside the rows.
+_FEW, _COUNTS_FIT, _LABELS_FIT = 12, 25, 80
 # The grid of mistakes: tiles, and pixels.
 _MOST_MISTAKES, _COLUMNS, _TILE, _GAP, _CAPTION = 40, 8, 140, 12, 36
 
 
-def curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
+def curves(epochs: Sequence[Mapping[str, float]], measured_on: str = "validation") -> Figure:
     """Loss, accuracy and learning rate by epoch, in training and in validation, side by side.
 
     Args:
         epochs: Lines of metrics.jsonl, at least one; a number may be missing or nan.
+        measured_on: What the images of the validation are called.
     """
-    figure = Figure(figsize=(13, 3.9), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(13, 3.9), dpi=_DPI, layout=ConstrainedLayoutEngine(h_pad=_MARGIN, w_pad=_MARGIN))
     loss, accuracy, rate = figure.subplots(1, 3, gridspec_kw={"wspace": 0.06})
     numbers = [line["epoch"] for line in epochs]
 
@@ -45,7 +50,7 @@ def curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
 
     for axes, what, title in ((loss, "loss", "Loss"), (accuracy, "accuracy", "Accuracy")):
         draw(axes, f"train_{what}", _TRAINING, "training")
-        draw(axes, f"validation_{what}", _VALIDATION, "validation")
+        draw(axes, f"validation_{what}", _VALIDATION, measured_on)
         _plain_axes(axes, title)
         if axes.lines:
             axes.legend(frameon=False, fontsize=9)
@@ -62,33 +67,46 @@ def confusion(evaluation: Evaluation) -> Figure:
     counts = evaluation.confusion
     classes = len(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cell = 0.62 if classes <= _COUNTS_FIT else min(0.22, 16 / classes)
+    numbered = classes <= _COUNTS_FIT
+    cell = 0.62 if classes <= _FEW else 0.48 if numbered else min(0.22, 14 / classes)
     side = max(cell * classes, 2.5)
-    figure = Figure(figsize=(side + 2.6, side + 1.8), dpi=_DPI, layout="constrained")
+    size = 9 if numbered else max(4.0, 72 * cell * 0.7)
+    names = [_short(label, 24) for label in evaluation.labels] if classes <= _LABELS_FIT else []
+    # Room for the names in inches: a letter is about 0.62 times as wide as high.
+    room = max((len(name) for name in names), default=3) * size * 0.62 / 72
+    level = all(len(name) <= 3 for name in names)
+    below = 0.2 if level else room * 0.65 if numbered else room
+    figure = Figure(
+        figsize=(side + room + 1.4, side + below + 0.8),
+        dpi=_DPI,
+        layout=ConstrainedLayoutEngine(h_pad=_MARGIN, w_pad=_MARGIN),
+    )
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, format=FuncFormatter(_percent_tick))
+    # By its square root: of many classes each mistake is a small share, and would be as good as white.
+    scale = PowerNorm(0.5, vmin=0, vmax=1)
+    image = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
+    bar = figure.colorbar(
+        image, ax=axes, fraction=0.16 / side, aspect=0.8 * side / 0.16, shrink=0.8, pad=0.15 / side,
+        ticks=(0, 0.01, 0.05, 0.1, 0.25, 0.5, 1), format=FuncFormatter(_percent_tick),
+    )  # fmt: skip
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0)
+    bar.ax.minorticks_off()
     bar.set_label("share of the label's images", fontsize=9)
-    if classes <= _LABELS_FIT:
-        size = 9 if classes <= _COUNTS_FIT else max(4.0, 72 * cell * 0.7)
-        names = [_short(label, 24) for label in evaluation.labels]
-        level = max(map(len, names)) <= 3
-        angle = 0 if level else 40 if classes <= _COUNTS_FIT else 90
-        axes.set_xticks(range(classes), names, rotation=angle, fontsize=size)
+    if names:
+        axes.set_xticks(range(classes), names, rotation=0 if level else 40 if numbered else 90, fontsize=size)
         axes.set_yticks(range(classes), names, fontsize=size)
         for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
             tick.set_parse_math(False)
-        if angle == 40:
+        if numbered and not level:
             for tick in axes.get_xticklabels():
                 tick.set(ha="right", rotation_mode="anchor")
-    if classes <= _COUNTS_FIT:
+    if numbered:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            light = shares[row, column] > 0.5
+            light = scale(shares[row, column]) > 0.55
             text = str(counts[row, column])
             axes.text(
-                column, row, text, ha="center", va="center", fontsize=10 if len(text) < 5 else 7,
+                column, row, text, ha="center", va="center", fontsize={1: 10, 2: 10, 3: 9, 4: 8}.get(len(text), 6),
                 color="white" if light else _INK,
             )  # fmt: skip
         # Lines between the cells.
@@ -100,7 +118,7 @@ def confusion(evaluation: Evaluation) -> Figure:
         spine.set_visible(False)
     axes.set_xlabel("answer", fontsize=10)
     axes.set_ylabel("label", fontsize=10)
-    axes.set_title(
+    figure.suptitle(
         f"{evaluation.accuracy:.2%} of {len(evaluation.truth):,} images are answered right", fontsize=11, color=_INK
     )
     return figure
@@ -147,8 +165,8 @@ def mistakes(evaluation: Evaluation, images: npt.NDArray[np.uint8]) -> Figure | 
             interpolation="nearest" if scale >= 1 else "antialiased",
         )  # fmt: skip
         for label, before, colour, above in ((truth[index], "", _INK, 20), (answers[index], "→ ", _WRONG, 5)):
-            score = f"{math.floor(scores[index, label] * 100)}%"
-            text = f"{before}{_short(evaluation.labels[label], letters - len(before) - len(score) - 1)} {score}"
+            score = f" · {math.floor(scores[index, label] * 100)}%"
+            text = f"{before}{_short(evaluation.labels[label], letters - len(before) - len(score))}{score}"
             figure.text(
                 left / full_width, (bottom + tile_height + above) / full_height, text, fontsize=7.5, color=colour,
                 parse_math=False,
@@ -180,4 +198,4 @@ def _percent_tick(value: float, _: int | None = None) -> str:
 
 
 def _short(label: str, letters: int) -> str:
-    return label if len(label) <= letters else f"{label[: max(letters - 1, 1)]}…"
+    return label if len(label) <= letters else f"{label[: max(letters - 1, 1)].rstrip()}…"

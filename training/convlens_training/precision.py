@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,7 +26,9 @@ from convlens_training.export import INPUT, strip
 
 # The ranges of lecture_cnn's activations no longer change after 200 images.
 CALIBRATION_IMAGES = 512
+# Or fewer of large images: of 224 × 224, 30 images in maxvit_t took more than 22 GiB.
 _CALIBRATION_BATCH = 32
+_CALIBRATION_PIXELS = _CALIBRATION_BATCH * 64 * 64
 
 _PREPROCESSING = "preprocess/"
 # The server takes nodes of these names for no layers.
@@ -98,24 +102,36 @@ def to_int8(model: onnx.ModelProto, images: npt.NDArray[np.uint8]) -> onnx.Model
     helper.set_model_props(prepared, _PREPARED)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        quantize_static(
-            prepared,
-            file,
-            _Calibration(images),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=[
-                *(node.name for node in model.graph.node if node.name.startswith(_PREPROCESSING)),
-                model.graph.node[-1].name,
-            ],
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"QDQKeepRemovableActivations": True},
-        )
+        with _quiet():
+            quantize_static(
+                prepared,
+                file,
+                _Calibration(images),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[
+                    *(node.name for node in model.graph.node if node.name.startswith(_PREPROCESSING)),
+                    model.graph.node[-1].name,
+                ],
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={"QDQKeepRemovableActivations": True},
+            )
         quantised = onnx.load(file)
     return _finished(quantised, _unrounded(quantised.graph, model.graph.node[-1].output[0]), model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps from standard error what the quantiser warns of through logging's root: nothing that users can change."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 def _unrounded(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
@@ -148,9 +164,8 @@ def _unrounded(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, images: npt.NDArray[np.uint8]) -> None:
         chosen = np.linspace(0, len(images) - 1, min(len(images), CALIBRATION_IMAGES)).round().astype(int)
-        self._batches = (
-            images[chosen[start : start + _CALIBRATION_BATCH]] for start in range(0, len(chosen), _CALIBRATION_BATCH)
-        )
+        count = max(1, min(_CALIBRATION_BATCH, _CALIBRATION_PIXELS // (images.shape[1] * images.shape[2])))
+        self._batches = (images[chosen[start : start + count]] for start in range(0, len(chosen), count))
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
         batch = next(self._batches, None)

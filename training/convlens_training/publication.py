@@ -46,7 +46,7 @@ def publish(files: Mapping[str, bytes], models: Path, name: str) -> Published:
     at once each gets a version of its own.
 
     Args:
-        files: By name: model.onnx, and variants as `variants.files` names them.
+        files: By name: model.onnx, and variants as `Exports.files` names them.
         models: The repository; made if missing.
         name: The model's name.
 
@@ -56,11 +56,13 @@ def publish(files: Mapping[str, bytes], models: Path, name: str) -> Published:
     folder = models / name
     unfinished = models / f".publish-{name}-{secrets.token_hex(8)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        models.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir()
         for file, content in files.items():
             _write(unfinished / file, content)
         _sync(unfinished)
+        # Not before: a model without versions is nothing either.
+        folder.mkdir(exist_ok=True)
         version = _move(unfinished, folder)
         _sync(folder)
         _sync(models)
@@ -72,35 +74,6 @@ def publish(files: Mapping[str, bytes], models: Path, name: str) -> Published:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Published(version, folder / str(version) / file_name(PRECISIONS[0]))
-
-
-def add(files: Mapping[str, bytes], version: Path) -> None:
-    """Adds files to a version that is there already; each appears whole, or not at all.
-
-    Args:
-        files: By name.
-        version: The version's folder.
-
-    Raises:
-        TrainingError: One of them is there already, and then none is added; or the file system refuses.
-    """
-    if present := [file for file in files if os.path.lexists(version / file)]:
-        raise TrainingError(f"{version / present[0]} is there already: move it away, or publish another version")
-    for file, content in files.items():
-        unfinished = version / f".publish-{file}-{secrets.token_hex(8)}"
-        try:
-            _write(unfinished, content)
-            # Unlike a rename, this fails where another publisher was faster.
-            (version / file).hardlink_to(unfinished)
-            unfinished.unlink()
-            _sync(version)
-        except OSError as error:
-            raise TrainingError(
-                f"{version / file} could not be written ({error.strerror or error}): make room or change permissions "
-                "there"
-            ) from None
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: bytes) -> None:

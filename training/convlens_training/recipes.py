@@ -95,13 +95,17 @@ _DIGITS = Recipe(
 )
 _SMALL_PHOTOS = Recipe(
     name="small_photos",
-    epochs=70,
+    epochs=100,
     batch_size=64,
     learning_rate=6e-3,
     warm_up=0.2,
     weight_decay=0.01,
     label_smoothing=0.1,
-    augmentation=Augmentation(degrees=10, shift=0.1, scale=(0.85, 1.2), shear=0.1, flip=0.5, beyond="reflection"),
+    augmentation=Augmentation(
+        degrees=12, shift=0.1, scale=(0.85, 1.3), shear=0.1, flip=0.5, beyond="reflection", colour=0.2
+    ),
+    clip=5,
+    ema=0.998,
 )
 _SMALL_PHOTOS_NORM = Recipe(
     name="small_photos_norm",

@@ -15,10 +15,12 @@ from convlens_training import plots
 from convlens_training.evaluation import Evaluation
 from convlens_training.figures import CLASS_TITLES, class_rows, duration, headline, share
 from convlens_training.files import replacing
-from convlens_training.runs import RunFolder
+from convlens_training.runs import EXPORT, RunFolder
 
 REPORT, EVALUATION = "report.md", "evaluation.npz"
 _CURVES, _CONFUSION, _MISTAKES = "curves.png", "confusion.png", "mistakes.png"
+# What is shown as tables of their own, and their titles.
+_TABLES = {"variants": "Variants", "timings": "Images a second on this machine's CPU"}
 # Of the confused pairs so many are listed.
 _MOST_PAIRS = 10
 
@@ -35,25 +37,35 @@ def write_report(
         evaluation: Of the export, on the held-out images.
         images: uint8 N × height × width × channels, those of the evaluation.
         export: What was exported and published: any names with JSON values. "parameters" is shown by `convlens runs`;
-            "variants", a sequence of mappings with the same names each (precision, accuracy, …), becomes a table;
-            shares are known by names that end in accuracy, agreement or drop.
+            "variants" and "timings", sequences of mappings with the same names each (precision, accuracy, …), become
+            tables; shares are known by names that end in accuracy or agreement. Where "validation_images" is 0, each
+            epoch was measured on the held-out images.
 
     Raises:
         TrainingError: The file system refuses, or a file of the run is damaged.
     """
     epochs, config = run.metrics(), run.config()
-    variants = export.get("variants") or ()
+    measured_on = "held out" if export.get("validation_images") == 0 else "validation"
     title = f"{config.get('network', 'a network')} on {Path(str(config.get('data', 'its data'))).name}"
     sections = [f"# {_cell(title)}", headline(evaluation)]
     if epochs:
-        plots.save(plots.curves(epochs), run.path / _CURVES)
-        sections += ["## Training", _table(("", ""), _training(epochs)), f"![curves]({_CURVES})"]
+        plots.save(plots.curves(epochs, measured_on), run.path / _CURVES)
+        sections += ["## Training", _table(("", ""), _training(epochs, measured_on)), f"![curves]({_CURVES})"]
     sections += _answers(evaluation, images, run.path)
-    sections += ["## Export", _table(("", ""), _flat({k: v for k, v in export.items() if k != "variants"}))]
-    if variants:
-        names = list(variants[0])
-        rows = [[_shown(name, variant.get(name)) for name in names] for variant in variants]
-        sections += ["### Variants", _table([_words(name) for name in names], rows)]
+    plain = {name: value for name, value in export.items() if name not in _TABLES}
+    sections += ["## Export", _table(("", ""), _flat(plain))]
+    sections.append(
+        "Logits and labels are compared with those of the network in torch, here and in the variants, on all held-out "
+        "images."
+    )
+    if run.export.is_dir():
+        files = ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in sorted(run.export.iterdir()))
+        sections.append(f"The files are in [{EXPORT}]({EXPORT}/) too: {files}.")
+    for name, title in _TABLES.items():
+        if lines := export.get(name):
+            names = list(lines[0])
+            rows = [[_shown(name, line.get(name)) for name in names] for line in lines]
+            sections += [f"### {title}", _table([_words(name) for name in names], rows)]
     sections += ["## Configuration", _table(("", ""), _flat(config))]
     sections += ["## Environment", _table(("", ""), _flat(run.environment()))]
     _write(sections, run.path)
@@ -130,7 +142,7 @@ def _pairs(evaluation: Evaluation) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _training(epochs: Sequence[Mapping[str, float]]) -> list[list[str]]:
+def _training(epochs: Sequence[Mapping[str, float]], measured_on: str) -> list[list[str]]:
     last = epochs[-1]
     rows = [["epochs", str(len(epochs))]]
     if any("seconds" in line for line in epochs):
@@ -141,7 +153,7 @@ def _training(epochs: Sequence[Mapping[str, float]]) -> list[list[str]]:
             rows.append([words, f"{middle:,.0f}" if name == "images_per_second" else f"{middle:.1%} of the step"])
     for part in ("train", "validation"):
         if f"{part}_accuracy" in last and f"{part}_loss" in last:
-            words = "training" if part == "train" else part
+            words = "training" if part == "train" else measured_on
             rows.append(
                 [f"{words}, last epoch", f"accuracy {last[f'{part}_accuracy']:.2%}, loss {last[f'{part}_loss']:.4f}"]
             )
@@ -167,8 +179,10 @@ def _shown(name: str, value: Any) -> str:
     if isinstance(value, int):
         return str(value) if name in ("seed", "version") else f"{value:,}"
     if isinstance(value, float):
-        if name.endswith(("accuracy", "agreement", "drop")):
+        if name.endswith(("accuracy", "agreement")):
             return f"{value:.2%}"
+        if name.endswith("drop"):
+            return f"{value:g} points of per cent"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(_shown("", each) for each in value)

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +21,7 @@ from convlens_training.errors import TrainingError
 from convlens_training.files import replacing, writing
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.yaml", "metrics.jsonl", "result.json"
+EXPORT = "export"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,36 @@ class RunFolder:
             text = "".join(json.dumps({key: _plain(value) for key, value in line.items()}) + "\n" for line in kept)
             with replacing(path) as file:
                 file.write(text.encode())
+
+    @property
+    def export(self) -> Path:
+        """The folder with what was exported."""
+        return self.path / EXPORT
+
+    def write_export(self, files: Mapping[str, bytes]) -> None:
+        """Writes files into `export/`, which appears with all of them whole in it, or not at all.
+
+        What an earlier end of the same run has left, whole or by a kill in part, is replaced.
+
+        Args:
+            files: By name.
+        """
+        unfinished = self.path / f".{EXPORT}.{secrets.token_hex(4)}.part"
+        with writing(self.export):
+            try:
+                for left in self.path.glob(f".{EXPORT}.*.part"):
+                    shutil.rmtree(left)
+                unfinished.mkdir()
+                for name, content in files.items():
+                    with (unfinished / name).open("wb") as file:
+                        file.write(content)
+                        file.flush()
+                        os.fsync(file.fileno())
+                if self.export.exists():
+                    shutil.rmtree(self.export)
+                unfinished.rename(self.export)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json, after which the run counts as finished.

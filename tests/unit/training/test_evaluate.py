@@ -12,6 +12,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from convlens import Client
 from convlens.cli import main as convlens
 from convlens.manifest import METADATA_KEY, ImageInput, Manifest
 from convlens_training.evaluate import main
@@ -88,8 +89,44 @@ def test_through_a_server_and_through_onnxruntime_the_same(models, tmp_path, run
     assert [each["label"] for each in there["per_class"]] == list(LABELS)
     assert there["version"] == here["version"] == 2
     assert there["manifest_accuracy"] == 0.125
-    assert there["computed_by"] == f"the server at {served.address}, on cpu"
+    assert there["precision"] == here["precision"] == "float32"
+    assert there["computed_by"] == f"the server at {served.address}, as float32 on cpu"
     assert here["computed_by"] == "onnxruntime, model.onnx"
+
+
+def test_a_bounded_number_of_images_is_on_the_way(models, run, monkeypatch):
+    asked = []
+    stream = Client.stream
+
+    def watched(self, images, **options):
+        asked.append((len(images), options))
+        return stream(self, images, **options)
+
+    monkeypatch.setattr(Client, "stream", watched)
+    with serving(models) as served:
+        assert run("--server", served.address)[0] == 0
+    [(count, options)] = asked
+    assert count == len(IMAGES)
+    assert 16 <= options["in_flight"] <= 128
+    assert options["version"] == 2, "a version that is published meanwhile is another one"
+
+
+def test_a_variant_is_asked_for_by_its_precision(models, run):
+    other = linear(tuple(reversed(LABELS)))
+    (models / "linear" / "2" / "model.int8.onnx").write_bytes(other.SerializeToString())
+    right = expected_logits(IMAGES).argmax(1) == TRUTH
+    swapped = expected_logits(IMAGES).argmax(1) == CLASSES - 1 - TRUTH
+    assert right.mean() != swapped.mean()
+    for precision, expected, file in (("float32", right, "model.onnx"), ("int8", swapped, "model.int8.onnx")):
+        status, out, _ = run("--models", models, "--precision", precision, "--json")
+        answer = json.loads(out)
+        assert (status, answer["precision"], answer["accuracy"]) == (0, precision, expected.mean())
+        assert answer["computed_by"] == f"onnxruntime, {file}"
+    with serving(models, precision="int8") as served:
+        status, out, _ = run("--server", served.address, "--json")
+    answer = json.loads(out)
+    assert (status, answer["precision"], answer["accuracy"]) == (0, "int8", swapped.mean())
+    assert answer["computed_by"] == f"the server at {served.address}, as int8 on cpu"
 
 
 def test_what_is_printed(models, tmp_path, run):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from convlens.manifest import METADATA_KEY, ImageInput, Manifest
-from convlens_training import datasets, export, networks, parity
+from convlens_training import export, networks
 from convlens_training.errors import TrainingError
 
 PREPROCESSING = ["preprocess/transpose", "preprocess/cast", "preprocess/scale", "preprocess/shift"]
@@ -45,15 +45,6 @@ def exported(request):
     image = INPUTS[request.param]
     network = networks.build(request.param, image, 10)
     return request.param, network, export.to_onnx(network, (image.height, image.width, image.channels))
-
-
-@pytest.fixture
-def digits(digits_input):
-    torch.manual_seed(0)
-    network = networks.build("lecture_cnn", digits_input, 10)
-    random = np.random.default_rng(0)
-    split = datasets.Split(random.integers(0, 256, (700, 28, 28, 1), np.uint8), random.integers(0, 10, 700))
-    return network, export.to_onnx(network, (28, 28, 1)), split
 
 
 def test_names_and_form(exported):
@@ -111,26 +102,3 @@ def test_an_exporter_that_makes_something_else(monkeypatch, digits_input):
         TrainingError, match=r"exporter made the nodes .* instead of preprocess/shuffle, .* in opset 18"
     ):
         export.to_onnx(network, (28, 28, 1))
-
-
-class TestParity:
-    def test_holds(self, digits):
-        network, model, split = digits
-        measured = parity.check(model, network, split, 1)
-        assert 0 <= measured.max_logit_difference < 1e-4
-        assert measured.label_agreement == 1
-        assert 0.02 < measured.accuracy < 0.25
-
-    def test_other_weights_are_refused(self, digits):
-        network, model, split = digits
-        with torch.no_grad():
-            network.output.bias[3] += 0.01
-        with pytest.raises(TrainingError, match=r"differ from torch's by up to 0\.01 .* nothing was published"):
-            parity.check(model, network, split, 1)
-
-    def test_no_numbers_are_refused(self, digits):
-        network, model, split = digits
-        with torch.no_grad():
-            network.output.bias[3] = float("nan")
-        with pytest.raises(TrainingError, match="differ from torch's by up to nan"):
-            parity.check(model, network, split, 1)

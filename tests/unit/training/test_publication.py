@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,9 +102,53 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error, call):
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
-def test_what_a_kill_leaves_is_in_nobodys_way(tmp_path):
-    (tmp_path / ".publish-digits-0123").mkdir()
-    assert publish({"model.onnx": b"a"}, tmp_path, "digits").version == 1
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from convlens_training import publication
+
+models, calls = Path(sys.argv[1]), int(sys.argv[2])
+sync = os.fsync
+
+def fsync(descriptor):
+    global calls
+    calls -= 1
+    if not calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(descriptor)
+
+os.fsync = fsync
+publication.publish({"model.onnx": b"new", "model.float16.onnx": b"n", "model.int8.onnx": b"nw"}, models, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("name", ["digits", "another"])
+@pytest.mark.parametrize("call", range(1, 7))
+def test_a_kill_at_any_moment_leaves_a_whole_version_or_none(tmp_path, name, call):
+    """Each file is written to disk, then the folder of the version, the model's, and the repository: six moments."""
+    publish({"model.onnx": b"a"}, tmp_path, "digits")
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(call), name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    next_version = 2 if name == "digits" else 1
+    new = tmp_path / name / str(next_version)
+    whole = {"model.onnx": b"new", "model.float16.onnx": b"n", "model.int8.onnx": b"nw"}
+    # The first four are before the rename.
+    assert {path.name: path.read_bytes() for path in new.glob("*")} == ({} if call <= 4 else whole)
+    visible = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert visible == (["digits"] if name == "digits" or call <= 4 else ["another", "digits"])
+    assert (tmp_path / "digits" / "1" / "model.onnx").read_bytes() == b"a"
+    assert publish({"model.onnx": b"b"}, tmp_path, name).version == next_version + (call > 4)
+
+
+def test_a_model_that_could_not_be_published_does_not_appear(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(publication.os, "fsync", full)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        publish({"model.onnx": b"a"}, tmp_path, "digits")
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestCheckRepository:

@@ -31,6 +31,7 @@ EXPORT = {
     "version": 3,
     "parameters": 19920,
     "max_logit_difference": 1.2e-5,
+    "timings": [{"batch": 16, "threads": 1, "float32": 1500.25, "float16": 1234.5}],
     "variants": [
         {"precision": "float16", "accuracy": 0.75, "images_per_second": 1234.5, "published": True, "reason": ""},
         {
@@ -47,7 +48,9 @@ EXPORT = {
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     run = RunFolder.create(tmp_path, "tiny_vgg", "cats")
-    run.write_config({"network": "tiny_vgg", "data": "/some/where/cats", "recipe": {"epochs": 2}, "seed": 1234})
+    run.write_config(
+        {"network": "tiny_vgg", "data": "/some/where/cats", "recipe": {"epochs": 2}, "seed": 1234, "max_drop": 0.2}
+    )
     run.write_environment()
     run.log(LINE)
     run.log({**LINE, "epoch": 2})
@@ -90,11 +93,34 @@ def test_a_report_shows_everything(run):
     assert cells(text, "time")[1] == "2 min 02 s"
     assert cells(text, "waiting for data (median)")[1] == "2.0% of the step"
     assert cells(text, "parameters")[1] == "19,920"
+    assert text.index("### Variants") < text.index("### Images a second on this machine's CPU")
+    assert cells(text, "16")[1:] == ["1", "1,500", "1,234"]
     assert cells(text, "float16")[1:] == ["75.00%", "1,234", "yes", "–"]
     assert "| int8 | 50.00% | 99 | no | a \\| b |" in text
     assert cells(text, "seed")[1] == "1234"
     assert cells(text, "recipe: epochs")[1] == "2"
     assert cells(text, "packages: numpy")[1] == np.__version__
+    assert cells(text, "max drop")[1] == "0.2 points of per cent"
+
+
+def test_the_files_are_named(run):
+    write_report(run, evaluation(8), pictures(8), EXPORT)
+    assert "export/" not in (run.path / "report.md").read_text()
+    run.write_export({"model.onnx": bytes(12345), "model.int8.onnx": bytes(99)})
+    write_report(run, evaluation(8), pictures(8), EXPORT)
+    text = (run.path / "report.md").read_text()
+    assert "The files are in [export](export/) too: model.int8.onnx (99 bytes), model.onnx (12,345 bytes)." in text
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "held out"), (12, "validation")])
+def test_what_each_epoch_was_measured_on_is_called_by_its_name(run, monkeypatch, count, words):
+    drawn = []
+    curves = plots.curves
+    monkeypatch.setattr(plots, "curves", lambda *arguments: drawn.append(curves(*arguments)) or drawn[-1])
+    write_report(run, evaluation(8), pictures(8), {"validation_images": count})
+    text = (run.path / "report.md").read_text()
+    assert cells(text, f"{words}, last epoch")[1] == "accuracy 75.00%, loss 1.2500"
+    assert [entry.get_text() for entry in drawn[0].axes[0].get_legend().get_texts()] == ["training", words]
 
 
 def test_a_report_finishes_the_run(run):
@@ -147,20 +173,33 @@ def test_a_class_without_images_or_answers(tmp_path):
     assert cells(text, "mean of the classes")[1:] == ["50.0%", "50.0%", "33.3%", "2"]
 
 
-@pytest.mark.parametrize("classes", [2, 30, 100])
+@pytest.mark.parametrize("classes", [2, 20, 30, 100])
 def test_a_confusion_matrix_of_any_size(tmp_path, classes):
-    shown = evaluation(3 * classes, tuple(f"class number {n}" for n in range(classes)))
+    shown = evaluation(3 * classes, tuple(f"class number {n} of those with long names" for n in range(classes)))
     plots.save(plots.confusion(shown), tmp_path / "confusion.png")
     figure = plots.confusion(shown)
     counts = [text.get_text() for text in figure.axes[0].texts]
-    assert counts == (["2", "1", "3"] if classes == 2 else [])
+    assert counts == (["2", "1", "3"] if classes == 2 else ["2", "1", *["3"] * 19] if classes == 20 else [])
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert max(image.size) < 2100
+    # The matrix has most of the picture's height, and nothing of it or beside it is cut off.
+    figure.draw_without_rendering()
+    whole, matrix = figure.bbox, figure.axes[0].get_window_extent()
+    assert matrix.height > 0.5 * whole.height
+    seen = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert seen.x0 >= 0
+    assert seen.y0 >= 0
+    assert seen.x1 <= whole.x1
+    assert seen.y1 <= whole.y1
 
 
 def test_the_worst_mistakes_come_first(tmp_path):
     figure = plots.mistakes(evaluation(100, wrong=60), pictures(100))
     assert figure is not None
     assert len(figure.axes) == 40
-    assert [text.get_text() for text in figure.texts[:4]] == ["big cat 0%", "→ dog 99%", "dog 1%", "→ big cat 98%"]
+    assert [text.get_text() for text in figure.texts[:4]] == [
+        "big cat · 0%", "→ dog · 99%", "dog · 1%", "→ big cat · 98%",
+    ]  # fmt: skip
     first = figure.axes[0].images[0].get_array()
     np.testing.assert_array_equal(np.asarray(first), pictures(100)[0])
 

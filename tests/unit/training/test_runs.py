@@ -131,6 +131,34 @@ def test_a_run_is_finished_with_its_result(run):
         run.result()
 
 
+def test_an_export_is_there_whole(run, monkeypatch):
+    seen = []
+    rename = Path.rename
+
+    def watched(self, target):
+        seen.append({path.name: path.read_bytes() for path in self.iterdir()})
+        assert not Path(target).exists()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    (run.path / ".export.0123abcd.part").mkdir()  # as a kill leaves it
+    (run.path / ".export.0123abcd.part" / "model.onnx").touch()
+    for files in ({"model.onnx": b"a", "model.int8.onnx": b"b"}, {"model.onnx": b"c"}):
+        run.write_export(files)
+        assert {path.name: path.read_bytes() for path in run.export.iterdir()} == seen.pop() == files
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "export"]
+
+
+def test_an_export_that_cannot_be_written_is_not_there(run, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match=r"export cannot be written \(No space left on device\): make room"):
+        run.write_export({"model.onnx": b"a"})
+    assert [path.name for path in run.path.iterdir()] == ["checkpoints"]
+
+
 def test_a_full_disk_is_said(run, monkeypatch):
     run.write_config({"network": "a"})
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from convlens_training.architectures import from_torchvision, lecture_cnn, tiny_vgg, tiny_vgg_bn
+import importlib
+import pkgutil
+
+from convlens_training.architectures import from_torchvision
 from convlens_training.architectures.network import Network
 from convlens_training.errors import TrainingError
 
-NETWORKS = {
-    "lecture_cnn": lecture_cnn.NETWORK,
-    "tiny_vgg": tiny_vgg.NETWORK,
-    "tiny_vgg_bn": tiny_vgg_bn.NETWORK,
-}
+
+def _networks() -> dict[str, Network]:
+    modules = {
+        entry.name: importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)
+    }
+    return {name: module.NETWORK for name, module in modules.items() if hasattr(module, "NETWORK")}
+
+
+# By name: each file of this folder that has a NETWORK is one.
+NETWORKS = _networks()
 
 
 def find(name: str) -> Network:
