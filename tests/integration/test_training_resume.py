@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
-from pathlib import Path
+import time
 
 import numpy as np
 import onnx
@@ -26,6 +26,16 @@ from convlens_training.errors import TrainingError
 
 # Processes that import torch take a minute to start where the machine is busy.
 pytestmark = pytest.mark.timeout(300)
+# The `convlens` command with its usual SIGINT, which shells switch off for what they run in the background.
+_COMMAND = """
+import signal
+import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from convlens.cli import main
+
+sys.exit(main())
+"""
 # What an epoch took, which is never the same.
 _TIMES = ("seconds", "images_per_second", "data_wait")
 
@@ -137,6 +147,10 @@ def test_tensorboard_shows_each_epoch_once(unbroken, processes, unexported):
     moment = "before the last checkpoint is in place"
     assert killing.killed(processes, arguments(folder, "--tensorboard"), moment) == -signal.SIGKILL
     run = run_of(folder)
+    # TensorBoard reads its files in order of the second they were made in, which is in their names.
+    [first] = (run / "tensorboard").iterdir()
+    while int(time.time()) <= first.stat().st_ctime:
+        time.sleep(0.05)
     assert main(["--resume", str(run)]) == 1
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     lines = metrics_of(run)
@@ -249,15 +263,7 @@ def test_an_interruption_by_the_keyboard(tmp_path, capsys):
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 150))
     process = subprocess.Popen(
-        [
-            Path(sys.executable).with_name("convlens"),
-            "train",
-            *arguments(folder),
-            "--epochs",
-            "100000",
-            "--image-size",
-            "256",
-        ],
+        [sys.executable, "-c", _COMMAND, "train", *arguments(folder), "--epochs", "100000", "--image-size", "256"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=end,
