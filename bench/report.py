@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from contenders import AT_32, OURS, PLAIN, load_names
+from open_inference import CLASSIFY, INFER_FLOAT32
 from tables import goal, goal_table, spread, table
 
 # As written to bench/results: model, settings, machine, and of each repeat what was measured.
@@ -45,6 +46,14 @@ def goals(result: Result) -> list[dict[str, Any]]:
     # Nothing of chance: a layer that is missing once is missing.
     worst = [max(absent)] if absent else []
     rows.append(goal("ResNet-18: layers missing from the catalogue", worst, high=0, text="none"))
+    infer = _each(
+        repeats,
+        lambda turn: (
+            turn["open_inference"][INFER_FLOAT32]["images_per_second"]
+            / turn["open_inference"][CLASSIFY]["images_per_second"]
+        ),
+    )
+    rows.append(goal("ModelInfer of one float32 image ÷ Classify, images/s at concurrency 32", infer, low=0.9))
     unused = _each(
         repeats,
         lambda turn: turn["servers"][OURS[0]]["after_feature_maps"]["images_per_second"] / _rate(turn, OURS[0]),
@@ -87,6 +96,7 @@ def render(result: Result) -> str:
         _process_table(result),
         _raw_table(result),
         _map_table(result),
+        _open_inference_table(result),
     ]
     return "\n\n".join([*lines, *(part for part in parts if part)])
 
@@ -97,7 +107,7 @@ def _command(result: Result) -> str:
     if result["model"] != "lecture_cnn":
         command += f" --model {result['model']}"
     command += f" --seconds {settings['seconds']:g} --repeats {settings['repeats']}"
-    complete = {*OURS, PLAIN, "feature_maps"} <= set(settings["parts"])
+    complete = {*OURS, PLAIN, "feature_maps", "open_inference"} <= set(settings["parts"])
     return command if complete else f"{command} --only {' '.join(settings['parts'])}"
 
 
@@ -157,6 +167,18 @@ def _map_table(result: Result) -> str:
         "all layers ÷ whole",
     )
     return table(titles, rows)
+
+
+def _open_inference_table(result: Result) -> str:
+    found = _each(result["repeats"], lambda turn: turn["open_inference"])
+    rows = []
+    for name in found[0] if found else ():
+        columns = ([turn[name][key] for turn in found] for key in ("images_per_second", "p50_ms", "p99_ms", "cpu_us"))
+        ratios = [turn[name]["images_per_second"] / turn[CLASSIFY]["images_per_second"] for turn in found]
+        rate, p50, p99, cpu = (spread(column) for column in columns)
+        rows.append((name, rate, spread(ratios), p50, p99, cpu))
+    titles = ("one image, concurrency 32", "images/s", "÷ Classify", "p50 ms", "p99 ms", "server CPU µs a request")
+    return table(titles, rows) if rows else ""
 
 
 def _each(repeats: Sequence[dict[str, Any]], get: Callable[[dict[str, Any]], Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import feature_maps
+import open_inference
 from answers import AnswerError, Questions
 from contenders import OURS, PLAIN, is_ready, measure_ours, measure_plain, our_server
 from convlens_server.config import parse_config
@@ -26,8 +27,8 @@ from report import Result, goals, render
 from tables import update_readme
 
 _HERE = Path(__file__).parent
-_FEATURE_MAPS = "feature_maps"
-_PARTS = (*OURS, PLAIN, _FEATURE_MAPS)
+_FEATURE_MAPS, _OPEN_INFERENCE = "feature_maps", "open_inference"
+_PARTS = (*OURS, PLAIN, _FEATURE_MAPS, _OPEN_INFERENCE)
 # There are eight runs of onnxruntime alone, each as long as this part of a server's.
 _RAW_SHARE = 0.25
 _FEATURE_MAP_SHARE = 0.5
@@ -95,6 +96,9 @@ def measure(models: Path, model: str, seconds: float, repeats: int, only: list[s
             if not skipped:
                 _say(f"repeat {n + 1} of {repeats}: feature maps")
                 turn["feature_maps"] = _feature_maps(resnet, expected, seconds * _FEATURE_MAP_SHARE)
+            if _OPEN_INFERENCE in only:
+                _say(f"repeat {n + 1} of {repeats}: the Open Inference Protocol")
+                turn["open_inference"] = open_inference.measure(path, model, seconds)
             result["repeats"].append(turn)
     result["goals"] = goals(result)
     return result

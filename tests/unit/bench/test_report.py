@@ -7,6 +7,7 @@ import copy
 import pytest
 
 from contenders import LOADS
+from open_inference import CLASSIFY, INFER_FLOAT32
 from report import goals, render
 
 
@@ -33,6 +34,7 @@ def turn(rate):
             "in_process": {"forward_ms": 16.0, "first_block_ms": 4.0, "first_block_output_ms": 3.0},
             "served": {"classify_ms": 17.0, "first_block_ms": 9.0, "first_block_output_ms": 4.0},
         },
+        "open_inference": {CLASSIFY: points(rate)[0], INFER_FLOAT32: points(rate * 0.95)[0]},
     }
 
 
@@ -45,7 +47,7 @@ def result():
         "settings": {
             "seconds": 4.0,
             "repeats": 3,
-            "parts": ["completion_queue", "aio", "plain", "feature_maps"],
+            "parts": ["completion_queue", "aio", "plain", "feature_maps", "open_inference"],
             "threads": 2,
             "max_batch": 32,
             "max_queue_delay_ms": 0.0,
