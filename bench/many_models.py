@@ -113,6 +113,7 @@ def measure_share(network: Path, seconds: float) -> dict[str, Any]:
             alone = _trickle(stub, request, seconds)
             flood_alone = parse_summary(run_h2load(port, METHOD, body, _FLOOD, seconds, log)).requests_per_second
             flood = _Flood(port, body, seconds + 1, log)
+            # Until h2load has opened its connections and its requests stand in the queue.
             time.sleep(0.5)
             beside = _trickle(stub, request, seconds)
             return {

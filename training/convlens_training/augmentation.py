@@ -21,7 +21,7 @@ def augmented(values: torch.Tensor, how: Augmentation, amounts: torch.Tensor) ->
     """Turns, moves, enlarges, shears and flips each image of a batch, changes its colours, and erases a part of it.
 
     All images at once: torchvision's transforms draw one set of amounts for all the images they are given, and one
-    call for each image takes 20 times as long (docs/training.md).
+    call for each image takes 3 to 13 times as long (bench/training.py, docs/decisions/0006).
 
     Args:
         values: float32 N × channels × height × width, of mean 0 and deviation 1.
