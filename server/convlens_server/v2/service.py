@@ -16,7 +16,7 @@ from convlens_server.classify import parse
 from convlens_server.errors import DeadlineExceeded, InvalidRequest, NotFound, shown
 from convlens_server.images import RequestImages
 from convlens_server.inference import Inference
-from convlens_server.items import code_name, gone
+from convlens_server.items import Question, gone
 from convlens_server.maps import FeatureMaps
 from convlens_server.metrics import ModelMetrics
 from convlens_server.model import Model, TensorPath
@@ -308,32 +308,22 @@ class InferenceService:
         return Method(_path(name), handle)
 
 
-class _Ask:
+class _Ask(Question):
     """A request that is no inference."""
 
     def __init__(self, call: Call, method: str, metrics: ModelMetrics) -> None:
-        self.deadline = call.deadline
+        super().__init__(call, method, metrics)
         self.named = ("", "")
-        self._call = call
-        self._method = method
-        self._metrics = metrics
-
-    @property
-    def gone(self) -> bool:
-        """Whether the caller has left."""
-        return self._call.cancelled
 
     def answer(self, response: Message) -> None:
         """Sends the answer and counts it."""
         content = response.SerializeToString()
-        self._metrics.count(self._method, "OK")
-        self._call.reply(content)
+        self.metrics.count(self.method, "OK")
+        self.call.reply(content)
 
     def fail(self, error: BaseException) -> None:
-        """Sends the error and counts it."""
-        error = translated(error, *self.named)
-        self._metrics.count(self._method, code_name(error))
-        self._call.fail(error)
+        """Sends the error, in the protocol's words, and counts it."""
+        super().fail(translated(error, *self.named))
 
 
 class _Held:
