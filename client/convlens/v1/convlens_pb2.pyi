@@ -8,6 +8,9 @@ Conventions, for every message below:
   * "model" is a name in the server's model repository, "version" a positive integer; version 0 (or unset)
     asks for the default version, which is the highest one that is ready.
   * Times are milliseconds, as float; sizes are bytes unless a field says otherwise.
+  * Messages of a stream have little over 1 MiB. Three answers may exceed the 4 MiB that grpc takes by default, so
+    that a caller has to set its limit: ExplainUnit for a unit with over 200,000 inputs (20 bytes each), Attribute
+    with an overlay for an image of over 700 × 700 pixels (8 bytes each), MaximizingImages with large images.
   * An error is a gRPC status whose details (google.rpc.Status) hold a google.rpc.ErrorInfo with a reason in
     UPPER_SNAKE_CASE and the domain "convlens", and where they apply BadRequest, RetryInfo and RequestInfo.
 """
@@ -92,6 +95,56 @@ MODEL_STATE_LOADING: ModelState.ValueType  # 3
 MODEL_STATE_UNLOADED: ModelState.ValueType  # 4
 """It is not in memory; the first request for it has it loaded."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
+class _AttributionMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttributionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttributionMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTRIBUTION_METHOD_UNSPECIFIED: _AttributionMethod.ValueType  # 0
+    """Occlusion."""
+    ATTRIBUTION_METHOD_OCCLUSION: _AttributionMethod.ValueType  # 1
+    """Occlusion sensitivity (Zeiler and Fergus, 2013): how far the score falls when a square of the image is covered by
+    the image's mean colour; of each pixel the mean over the squares that cover it.
+    """
+    ATTRIBUTION_METHOD_SCORE_CAM: _AttributionMethod.ValueType  # 2
+    """Score-CAM (Wang et al., 2019): a layer's maps, each weighted by the class's logit for the image multiplied by it
+    (spread over the image, 0 … 1), after a softmax over the channels. Runs the network once for each channel.
+    """
+    ATTRIBUTION_METHOD_EIGEN_CAM: _AttributionMethod.ValueType  # 3
+    """Eigen-CAM (Muhammad and Yeasin, 2020): a layer's maps projected on their first principal component, not centred; of
+    no class, whichever is asked for.
+    """
+    ATTRIBUTION_METHOD_GRAD_CAM: _AttributionMethod.ValueType  # 4
+    """Grad-CAM (Selvaraju et al., 2016): a layer's maps, each weighted by the mean over its positions of the class's
+    logit's gradient, which is exact. Made for networks that end in global pooling; where positions have weights of
+    their own (flatten, then dense) the mean says less.
+    """
+
+class AttributionMethod(_AttributionMethod, metaclass=_AttributionMethodEnumTypeWrapper):
+    """How an attribution is made."""
+
+ATTRIBUTION_METHOD_UNSPECIFIED: AttributionMethod.ValueType  # 0
+"""Occlusion."""
+ATTRIBUTION_METHOD_OCCLUSION: AttributionMethod.ValueType  # 1
+"""Occlusion sensitivity (Zeiler and Fergus, 2013): how far the score falls when a square of the image is covered by
+the image's mean colour; of each pixel the mean over the squares that cover it.
+"""
+ATTRIBUTION_METHOD_SCORE_CAM: AttributionMethod.ValueType  # 2
+"""Score-CAM (Wang et al., 2019): a layer's maps, each weighted by the class's logit for the image multiplied by it
+(spread over the image, 0 … 1), after a softmax over the channels. Runs the network once for each channel.
+"""
+ATTRIBUTION_METHOD_EIGEN_CAM: AttributionMethod.ValueType  # 3
+"""Eigen-CAM (Muhammad and Yeasin, 2020): a layer's maps projected on their first principal component, not centred; of
+no class, whichever is asked for.
+"""
+ATTRIBUTION_METHOD_GRAD_CAM: AttributionMethod.ValueType  # 4
+"""Grad-CAM (Selvaraju et al., 2016): a layer's maps, each weighted by the mean over its positions of the class's
+logit's gradient, which is exact. Made for networks that end in global pooling; where positions have weights of
+their own (flatten, then dense) the mean says less.
+"""
+Global___AttributionMethod: _TypeAlias = AttributionMethod  # noqa: Y015
 
 @_typing.final
 class Images(_message.Message):
@@ -433,7 +486,7 @@ class GetFeatureMapsRequest(_message.Message):
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of layers, as in the catalogue. At least one of layers, kinds and all_layers is given; their union
-        is answered, each layer once.
+        is answered, each layer once. "input" is the image as the network takes it, after preprocessing; it comes first.
         """
 
     @_builtins.property
@@ -855,3 +908,1423 @@ class Layer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Layer: _TypeAlias = Layer  # noqa: Y015
+
+@_typing.final
+class GetSamplesRequest(_message.Message):
+    """Asks for the samples of one version of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model. May be empty where the server has exactly one."""
+    version: _builtins.int
+    """Version, positive; 0 is the default version."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSamplesRequest: _TypeAlias = GetSamplesRequest  # noqa: Y015
+
+@_typing.final
+class GetSamplesResponse(_message.Message):
+    """The samples of one version of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model that answered."""
+    version: _builtins.int
+    """Version that answered, positive."""
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sample]:
+        """By name, 64 at most. None where the version has no folder "samples"."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[Global___Sample] | None = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "samples", b"samples", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSamplesResponse: _TypeAlias = GetSamplesResponse  # noqa: Y015
+
+@_typing.final
+class Sample(_message.Message):
+    """One image to try a model with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The file's name without its ending; unique among the samples."""
+    file: _builtins.bytes
+    """The file: JPEG, PNG or WebP."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        file: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sample: _TypeAlias = Sample  # noqa: Y015
+
+@_typing.final
+class GetGraphRequest(_message.Message):
+    """Asks for the graph of one version of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model. May be empty where the server has exactly one."""
+    version: _builtins.int
+    """Version, positive; 0 is the default version."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGraphRequest: _TypeAlias = GetGraphRequest  # noqa: Y015
+
+@_typing.final
+class GetGraphResponse(_message.Message):
+    """A network as a graph to draw."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    columns: _builtins.int
+    """Number of columns that drawing needs, the input's included."""
+    model: _builtins.str
+    """Name of the model that answered."""
+    version: _builtins.int
+    """Version that answered, positive."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphLayer]:
+        """The layers of the catalogue, in the order of computation."""
+
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphEdge]:
+        """Every connection between two layers, or from "input" to a layer; in the order of their targets."""
+
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphBlock]:
+        """Groups of layers that can be folded into one box, in the order of their first layers. They do not overlap, but
+        may stand inside each other: the outer one comes first. A plain chain has none.
+        """
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___GraphLayer] | None = ...,
+        edges: _abc.Iterable[Global___GraphEdge] | None = ...,
+        blocks: _abc.Iterable[Global___GraphBlock] | None = ...,
+        columns: _builtins.int = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "columns", b"columns", "edges", b"edges", "layers", b"layers", "model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGraphResponse: _TypeAlias = GetGraphResponse  # noqa: Y015
+
+@_typing.final
+class GraphLayer(_message.Message):
+    """One layer of a graph."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    INPUT_UNITS_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    DENSE_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    column: _builtins.int
+    """Column in which it stands, from the left: the longest way from the input, which stands in column 0."""
+    lane: _builtins.int
+    """Lane in which it stands: 0 is the main way, others beside it, so that no two layers of a column share one."""
+    units: _builtins.int
+    """Numbers that its output has for one image."""
+    input_units: _builtins.int
+    """Numbers that it takes for one image: units of all its inputs together."""
+    connections: _builtins.int
+    """Connections it has: pairs of an input unit and a unit that depends on it, padding not counted."""
+    dense_connections: _builtins.int
+    """Connections that a fully connected layer between the same units has: input_units × units."""
+    @_builtins.property
+    def layer(self) -> Global___Layer:
+        """The layer, as in the catalogue."""
+
+    def __init__(
+        self,
+        *,
+        layer: Global___Layer | None = ...,
+        column: _builtins.int = ...,
+        lane: _builtins.int = ...,
+        units: _builtins.int = ...,
+        input_units: _builtins.int = ...,
+        connections: _builtins.int = ...,
+        dense_connections: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "connections", b"connections", "dense_connections", b"dense_connections", "input_units", b"input_units", "lane", b"lane", "layer", b"layer", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraphLayer: _TypeAlias = GraphLayer  # noqa: Y015
+
+@_typing.final
+class GraphEdge(_message.Message):
+    """One connection of a graph."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Name of the layer whose output goes, or "input"."""
+    target: _builtins.str
+    """Name of the layer that takes it."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraphEdge: _TypeAlias = GraphEdge  # noqa: Y015
+
+@_typing.final
+class GraphBlock(_message.Message):
+    """A group of layers that can be folded into one box."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, unique among the blocks: the longest common beginning of its layers' names, else "block_<n>"."""
+    parent: _builtins.str
+    """Name of the block that it stands in; empty if in none."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its layers, in the order of computation. They have one way in and one way out."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "name", b"name", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraphBlock: _TypeAlias = GraphBlock  # noqa: Y015
+
+@_typing.final
+class GetKernelsRequest(_message.Message):
+    """Asks for the weights and biases of one layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    VALUE_TYPE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model. May be empty where the server has exactly one."""
+    version: _builtins.int
+    """Version, positive; 0 is the default version."""
+    layer: _builtins.str
+    """Name of the layer: a convolution, a dense layer, or another with trained values for each channel."""
+    value_type: Global___ValueType.ValueType
+    """How values travel; float32 if unset."""
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output channels (for a dense layer: units) to return, without repeats; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        layer: _builtins.str = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        value_type: Global___ValueType.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "layer", b"layer", "model", b"model", "value_type", b"value_type", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKernelsRequest: _TypeAlias = GetKernelsRequest  # noqa: Y015
+
+@_typing.final
+class GetKernelsResponse(_message.Message):
+    """The weights of a layer, or a chunk of them. Chunks follow each other without gaps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    BYTE_OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    VALUE_TYPE_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    BIAS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """Name of the layer. In every chunk."""
+    byte_offset: _builtins.int
+    """Where `data` begins within the layer's bytes; 0 in the first chunk, which alone has the fields from `kind` on."""
+    data: _builtins.bytes
+    """The weights: a run of the layer's bytes, in row-major order of `shape`, in the encoding of `value_type`."""
+    kind: _builtins.str
+    """The layer's kind: conv, dense, batch_norm, …"""
+    value_type: Global___ValueType.ValueType
+    """Encoding of `data`; never unspecified."""
+    total_bytes: _builtins.int
+    """Size of all the weights' bytes."""
+    groups: _builtins.int
+    """Groups of a convolution: output channel c takes input channels of group c ÷ (output channels ÷ groups)."""
+    model: _builtins.str
+    """Name of the model that answered."""
+    version: _builtins.int
+    """Version that answered, positive."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shape of all the weights: output channels, input channels of one group, rows, columns; for a dense layer units,
+        input units; for a normalisation channels.
+        """
+
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The output channels returned, in the order of `shape`'s first number; empty means all."""
+
+    @_builtins.property
+    def scale(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For uint8: the scale of each output channel, ≥ 0. 0 where all its weights are equal."""
+
+    @_builtins.property
+    def offset(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For uint8: the smallest weight of each output channel."""
+
+    @_builtins.property
+    def bias(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The bias of each output channel; empty where the layer has none."""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        byte_offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        kind: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        value_type: Global___ValueType.ValueType = ...,
+        scale: _abc.Iterable[_builtins.float] | None = ...,
+        offset: _abc.Iterable[_builtins.float] | None = ...,
+        total_bytes: _builtins.int = ...,
+        bias: _abc.Iterable[_builtins.float] | None = ...,
+        groups: _builtins.int = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bias", b"bias", "byte_offset", b"byte_offset", "channels", b"channels", "data", b"data", "groups", b"groups", "kind", b"kind", "layer", b"layer", "model", b"model", "offset", b"offset", "scale", b"scale", "shape", b"shape", "total_bytes", b"total_bytes", "value_type", b"value_type", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKernelsResponse: _TypeAlias = GetKernelsResponse  # noqa: Y015
+
+@_typing.final
+class Unit(_message.Message):
+    """One unit of a layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """Name of the layer."""
+    channel: _builtins.int
+    """Channel, 0 … channels − 1; for a layer without positions the unit."""
+    row: _builtins.int
+    """Row of the feature map, from the top; 0 for a layer without positions."""
+    column: _builtins.int
+    """Column of the feature map; 0 for a layer without positions."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+        row: _builtins.int = ...,
+        column: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "column", b"column", "layer", b"layer", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unit: _TypeAlias = Unit  # noqa: Y015
+
+@_typing.final
+class Region(_message.Message):
+    """A rectangle of the input image, in pixels. It may begin outside, in padding, and end there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    top: _builtins.int
+    """First row; negative above the image."""
+    left: _builtins.int
+    """First column; negative to the left of the image."""
+    height: _builtins.int
+    """Rows."""
+    width: _builtins.int
+    """Columns."""
+    def __init__(
+        self,
+        *,
+        top: _builtins.int = ...,
+        left: _builtins.int = ...,
+        height: _builtins.int = ...,
+        width: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "left", b"left", "top", b"top", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Region: _TypeAlias = Region  # noqa: Y015
+
+@_typing.final
+class ExplainUnitRequest(_message.Message):
+    """Asks for the arithmetic of one unit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model. May be empty where the server has exactly one."""
+    version: _builtins.int
+    """Version, positive; 0 is the default version."""
+    @_builtins.property
+    def images(self) -> Global___Images:
+        """Exactly one image."""
+
+    @_builtins.property
+    def unit(self) -> Global___Unit:
+        """The unit."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        images: Global___Images | None = ...,
+        unit: Global___Unit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "unit", b"unit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model", "unit", b"unit", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainUnitRequest: _TypeAlias = ExplainUnitRequest  # noqa: Y015
+
+@_typing.final
+class ExplainUnitResponse(_message.Message):
+    """One unit explained: what it adds up to, and of what."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    RECEPTIVE_FIELD_FIELD_NUMBER: _builtins.int
+    WEIGHTED_SUM_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    ELEMENTWISE_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    SOFTMAX_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    COMPUTE_MS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Its layer's kind."""
+    result: _builtins.float
+    """What the arithmetic below adds up to, computed in double precision."""
+    activation: _builtins.float
+    """What the network computes for the unit; differs from `result` by rounding only."""
+    model: _builtins.str
+    """Name of the model that answered."""
+    version: _builtins.int
+    """Version that answered, positive."""
+    compute_ms: _builtins.float
+    """Time it took, milliseconds, ≥ 0."""
+    @_builtins.property
+    def unit(self) -> Global___Unit:
+        """The unit."""
+
+    @_builtins.property
+    def receptive_field(self) -> Global___Region:
+        """What it sees of the image: its receptive field."""
+
+    @_builtins.property
+    def weighted_sum(self) -> Global___WeightedSum:
+        """A convolution or a dense unit: Σ value × weight + bias."""
+
+    @_builtins.property
+    def pooling(self) -> Global___Pooling:
+        """The largest or the mean value of a window."""
+
+    @_builtins.property
+    def function(self) -> Global___Function:
+        """A function of one value: relu, sigmoid, clip, …; or a normalisation: scale × value + shift."""
+
+    @_builtins.property
+    def elementwise(self) -> Global___Elementwise:
+        """One value of each of several layers: added, multiplied, …"""
+
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """A value that is handed on: flatten, concat, …"""
+
+    @_builtins.property
+    def softmax(self) -> Global___Softmax:
+        """exp(logit) ÷ Σ exp(logits)."""
+
+    def __init__(
+        self,
+        *,
+        unit: Global___Unit | None = ...,
+        kind: _builtins.str = ...,
+        result: _builtins.float = ...,
+        activation: _builtins.float = ...,
+        receptive_field: Global___Region | None = ...,
+        weighted_sum: Global___WeightedSum | None = ...,
+        pooling: Global___Pooling | None = ...,
+        function: Global___Function | None = ...,
+        elementwise: Global___Elementwise | None = ...,
+        selection: Global___Selection | None = ...,
+        softmax: Global___Softmax | None = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        compute_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arithmetic", b"arithmetic", "elementwise", b"elementwise", "function", b"function", "pooling", b"pooling", "receptive_field", b"receptive_field", "selection", b"selection", "softmax", b"softmax", "unit", b"unit", "weighted_sum", b"weighted_sum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "arithmetic", b"arithmetic", "compute_ms", b"compute_ms", "elementwise", b"elementwise", "function", b"function", "kind", b"kind", "model", b"model", "pooling", b"pooling", "receptive_field", b"receptive_field", "result", b"result", "selection", b"selection", "softmax", b"softmax", "unit", b"unit", "version", b"version", "weighted_sum", b"weighted_sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_arithmetic: _TypeAlias = _typing.Literal["weighted_sum", "pooling", "function", "elementwise", "selection", "softmax"]  # noqa: Y015
+    _WhichOneofArgType_arithmetic: _TypeAlias = _typing.Literal["arithmetic", b"arithmetic"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_arithmetic) -> _WhichOneofReturnType_arithmetic | None: ...
+
+Global___ExplainUnitResponse: _TypeAlias = ExplainUnitResponse  # noqa: Y015
+
+@_typing.final
+class Patch(_message.Message):
+    """A part of a layer's output that goes into a unit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    FIRST_CHANNEL_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    FIRST_COLUMN_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """Name of the layer that the values are of, or "input": the image as the network takes it, after preprocessing."""
+    first_channel: _builtins.int
+    """The first value's channel."""
+    first_row: _builtins.int
+    """The first value's row; negative in padding."""
+    first_column: _builtins.int
+    """The first value's column; negative in padding."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Channels, rows and columns of the patch; for values without positions their number, 1, 1."""
+
+    @_builtins.property
+    def step(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows and columns between neighbouring values: the dilation; 1 and 1 unless a kernel is spread."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The values, row-major in `shape`; what lies in padding is 0 (for max pooling −infinity)."""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        first_channel: _builtins.int = ...,
+        first_row: _builtins.int = ...,
+        first_column: _builtins.int = ...,
+        step: _abc.Iterable[_builtins.int] | None = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_channel", b"first_channel", "first_column", b"first_column", "first_row", b"first_row", "layer", b"layer", "shape", b"shape", "step", b"step", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Patch: _TypeAlias = Patch  # noqa: Y015
+
+@_typing.final
+class WeightedSum(_message.Message):
+    """Σ value × weight + bias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATCH_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    PRODUCTS_FIELD_NUMBER: _builtins.int
+    CHANNEL_SUMS_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    BIAS_FIELD_NUMBER: _builtins.int
+    LARGEST_FIELD_NUMBER: _builtins.int
+    sum: _builtins.float
+    """The sum of all products."""
+    bias: _builtins.float
+    """The bias; 0 where the layer has none."""
+    @_builtins.property
+    def patch(self) -> Global___Patch:
+        """The values."""
+
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The weights, one a value, in the order of the patch's values."""
+
+    @_builtins.property
+    def products(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The products, one a value."""
+
+    @_builtins.property
+    def channel_sums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The products' sum over each channel of the patch: what CNN Explainer calls intermediate results."""
+
+    @_builtins.property
+    def largest(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions of the products of largest magnitude among `products`, largest first; 20 at most."""
+
+    def __init__(
+        self,
+        *,
+        patch: Global___Patch | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+        products: _abc.Iterable[_builtins.float] | None = ...,
+        channel_sums: _abc.Iterable[_builtins.float] | None = ...,
+        sum: _builtins.float = ...,
+        bias: _builtins.float = ...,
+        largest: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["patch", b"patch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bias", b"bias", "channel_sums", b"channel_sums", "largest", b"largest", "patch", b"patch", "products", b"products", "sum", b"sum", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightedSum: _TypeAlias = WeightedSum  # noqa: Y015
+
+@_typing.final
+class Pooling(_message.Message):
+    """The largest or the mean value of a window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATCH_FIELD_NUMBER: _builtins.int
+    ARGMAX_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    DIVISOR_FIELD_NUMBER: _builtins.int
+    argmax: _builtins.int
+    """For max pooling the position of the largest value among the patch's values, the first if several are equal."""
+    sum: _builtins.float
+    """For average pooling the sum of the values."""
+    divisor: _builtins.int
+    """For average pooling the number of values that the sum is divided by; 0 for max pooling."""
+    @_builtins.property
+    def patch(self) -> Global___Patch:
+        """The window."""
+
+    def __init__(
+        self,
+        *,
+        patch: Global___Patch | None = ...,
+        argmax: _builtins.int | None = ...,
+        sum: _builtins.float = ...,
+        divisor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_argmax", b"_argmax", "argmax", b"argmax", "patch", b"patch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_argmax", b"_argmax", "argmax", b"argmax", "divisor", b"divisor", "patch", b"patch", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__argmax: _TypeAlias = _typing.Literal["argmax"]  # noqa: Y015
+    _WhichOneofArgType__argmax: _TypeAlias = _typing.Literal["_argmax", b"_argmax"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__argmax) -> _WhichOneofReturnType__argmax | None: ...
+
+Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
+
+@_typing.final
+class Function(_message.Message):
+    """A function of one value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PATCH_FIELD_NUMBER: _builtins.int
+    FORMULA_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    formula: _builtins.str
+    """The formula in x and the names of `parameters`, e.g. "max(0, x)", "min(max(x, min), max)",
+    "scale × (x − mean) ÷ √(variance + epsilon) + bias".
+    """
+    @_builtins.property
+    def patch(self) -> Global___Patch:
+        """The value."""
+
+    @_builtins.property
+    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The numbers that the formula names."""
+
+    def __init__(
+        self,
+        *,
+        patch: Global___Patch | None = ...,
+        formula: _builtins.str = ...,
+        parameters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["patch", b"patch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formula", b"formula", "parameters", b"parameters", "patch", b"patch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Function: _TypeAlias = Function  # noqa: Y015
+
+@_typing.final
+class Elementwise(_message.Message):
+    """One value of each of several layers, or constants of the network, put together by one operation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATCHES_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    operation: _builtins.str
+    """"+", "−", "×", "÷", "max", "min" or "^", between each two."""
+    @_builtins.property
+    def patches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Patch]:
+        """The values: one number in each patch. A constant's patch names no layer."""
+
+    def __init__(
+        self,
+        *,
+        patches: _abc.Iterable[Global___Patch] | None = ...,
+        operation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "patches", b"patches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Elementwise: _TypeAlias = Elementwise  # noqa: Y015
+
+@_typing.final
+class Selection(_message.Message):
+    """A value that is handed on as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def patch(self) -> Global___Patch:
+        """The value."""
+
+    def __init__(
+        self,
+        *,
+        patch: Global___Patch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["patch", b"patch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["patch", b"patch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
+class Softmax(_message.Message):
+    """exp(logit) ÷ Σ exp(logits)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATCH_FIELD_NUMBER: _builtins.int
+    EXPONENTIALS_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    sum: _builtins.float
+    """The exponentials' sum."""
+    index: _builtins.int
+    """Position among the logits of the unit's own."""
+    @_builtins.property
+    def patch(self) -> Global___Patch:
+        """The logits."""
+
+    @_builtins.property
+    def exponentials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """exp(logit − largest logit), one a logit: what makes them neither over- nor underflow cancels out."""
+
+    def __init__(
+        self,
+        *,
+        patch: Global___Patch | None = ...,
+        exponentials: _abc.Iterable[_builtins.float] | None = ...,
+        sum: _builtins.float = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["patch", b"patch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exponentials", b"exponentials", "index", b"index", "patch", b"patch", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Softmax: _TypeAlias = Softmax  # noqa: Y015
+
+@_typing.final
+class AttributeRequest(_message.Message):
+    """Asks where in an image the answer comes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    CLASS_INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    STRIDE_FIELD_NUMBER: _builtins.int
+    INCLUDE_OVERLAY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model. May be empty where the server has exactly one."""
+    version: _builtins.int
+    """Version, positive; 0 is the default version."""
+    method: Global___AttributionMethod.ValueType
+    """How; occlusion if unset."""
+    class_index: _builtins.int
+    """The class by index; unset: the one with the highest score."""
+    layer: _builtins.str
+    """The layer whose maps are used, which must have channels with more than one position; empty: behind the last
+    convolution with more than one position the last layer that pools nothing and has as many: its activation, the
+    last residual block's, …. Not for occlusion.
+    """
+    window: _builtins.int
+    """For occlusion alone: side of the covering square, pixels of the model's input, 1 … the image's smaller side; unset:
+    an eighth of it.
+    """
+    stride: _builtins.int
+    """For occlusion alone: distance between squares, pixels, 1 … window; unset: half the window. The last squares of
+    rows and columns end with the image.
+    """
+    include_overlay: _builtins.bool
+    """Whether to return the overlay."""
+    @_builtins.property
+    def images(self) -> Global___Images:
+        """Exactly one image."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        images: Global___Images | None = ...,
+        method: Global___AttributionMethod.ValueType = ...,
+        class_index: _builtins.int | None = ...,
+        layer: _builtins.str = ...,
+        window: _builtins.int | None = ...,
+        stride: _builtins.int | None = ...,
+        include_overlay: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_index", b"_class_index", "_stride", b"_stride", "_window", b"_window", "class_index", b"class_index", "images", b"images", "stride", b"stride", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_index", b"_class_index", "_stride", b"_stride", "_window", b"_window", "class_index", b"class_index", "images", b"images", "include_overlay", b"include_overlay", "layer", b"layer", "method", b"method", "model", b"model", "stride", b"stride", "version", b"version", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__class_index: _TypeAlias = _typing.Literal["class_index"]  # noqa: Y015
+    _WhichOneofArgType__class_index: _TypeAlias = _typing.Literal["_class_index", b"_class_index"]  # noqa: Y015
+    _WhichOneofReturnType__stride: _TypeAlias = _typing.Literal["stride"]  # noqa: Y015
+    _WhichOneofArgType__stride: _TypeAlias = _typing.Literal["_stride", b"_stride"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__class_index) -> _WhichOneofReturnType__class_index | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stride) -> _WhichOneofReturnType__stride | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
+
+Global___AttributeRequest: _TypeAlias = AttributeRequest  # noqa: Y015
+
+@_typing.final
+class AttributeResponse(_message.Message):
+    """Where in an image the answer comes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAP_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    OVERLAY_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    COMPUTE_MS_FIELD_NUMBER: _builtins.int
+    map: _builtins.bytes
+    """The map: float32, little-endian, height × width of the model's input, row-major. For occlusion the fall of the
+    score, −1 … 1; for the others ≥ 0, the largest 1 unless all are 0, a layer's values standing at the centres of
+    their receptive fields, with bilinear interpolation between them (divided evenly over the image where all units
+    of the layer see all of it).
+    """
+    height: _builtins.int
+    """Rows of the map."""
+    width: _builtins.int
+    """Columns of the map."""
+    overlay: _builtins.bytes
+    """The image with the map laid over it as colour: RGBA, uint8, height × width × 4, all opaque. What is ≤ 0 shows the
+    image; the larger the value, the lighter the colour and the more it covers. Only if asked for.
+    """
+    method: Global___AttributionMethod.ValueType
+    """The method used; never unspecified."""
+    layer: _builtins.str
+    """The layer used; empty for occlusion."""
+    images: _builtins.int
+    """Images that the network was run on for it."""
+    model: _builtins.str
+    """Name of the model that answered."""
+    version: _builtins.int
+    """Version that answered, positive."""
+    compute_ms: _builtins.float
+    """Time it took, milliseconds, ≥ 0."""
+    @_builtins.property
+    def prediction(self) -> Global___Prediction:
+        """The class it is about."""
+
+    def __init__(
+        self,
+        *,
+        map: _builtins.bytes = ...,
+        height: _builtins.int = ...,
+        width: _builtins.int = ...,
+        overlay: _builtins.bytes = ...,
+        method: Global___AttributionMethod.ValueType = ...,
+        layer: _builtins.str = ...,
+        prediction: Global___Prediction | None = ...,
+        images: _builtins.int = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        compute_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_ms", b"compute_ms", "height", b"height", "images", b"images", "layer", b"layer", "map", b"map", "method", b"method", "model", b"model", "overlay", b"overlay", "prediction", b"prediction", "version", b"version", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributeResponse: _TypeAlias = AttributeResponse  # noqa: Y015
+
+@_typing.final
+class MaximizingImagesRequest(_message.Message):
+    """Asks for the images that activate channels most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model. May be empty where the server has exactly one."""
+    version: _builtins.int
+    """Version, positive; 0 is the default version."""
+    layer: _builtins.str
+    """Name of the layer."""
+    dataset: _builtins.str
+    """Name of the dataset, as the server was started with (--dataset NAME=FOLDER); "samples" are the model's own samples.
+    Empty: the only dataset that the server was started with, or the samples where it was started with none.
+    """
+    count: _builtins.int
+    """Images for a channel, 1 … 16; unset: 9."""
+    include_images: _builtins.bool
+    """Whether to return the images themselves."""
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Channels (or units), without repeats; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        layer: _builtins.str = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        dataset: _builtins.str = ...,
+        count: _builtins.int | None = ...,
+        include_images: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "channels", b"channels", "count", b"count", "dataset", b"dataset", "include_images", b"include_images", "layer", b"layer", "model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
+    _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
+
+Global___MaximizingImagesRequest: _TypeAlias = MaximizingImagesRequest  # noqa: Y015
+
+@_typing.final
+class MaximizingImagesResponse(_message.Message):
+    """Progress, or the images of one channel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model that answered."""
+    version: _builtins.int
+    """Version that answered, positive."""
+    layer: _builtins.str
+    """Name of the layer."""
+    dataset: _builtins.str
+    """Name of the dataset."""
+    @_builtins.property
+    def progress(self) -> Global___MaximizingProgress:
+        """How far the computation is."""
+
+    @_builtins.property
+    def channel(self) -> Global___MaximizingChannel:
+        """One channel's images."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___MaximizingProgress | None = ...,
+        channel: Global___MaximizingChannel | None = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        layer: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "progress", b"progress", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "dataset", b"dataset", "layer", b"layer", "model", b"model", "progress", b"progress", "step", b"step", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["progress", "channel"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+
+Global___MaximizingImagesResponse: _TypeAlias = MaximizingImagesResponse  # noqa: Y015
+
+@_typing.final
+class MaximizingProgress(_message.Message):
+    """How far the computation is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    done: _builtins.int
+    """Images done."""
+    total: _builtins.int
+    """Images of the dataset."""
+    skipped: _builtins.int
+    """Files that could not be read as images, so far."""
+    def __init__(
+        self,
+        *,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "skipped", b"skipped", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaximizingProgress: _TypeAlias = MaximizingProgress  # noqa: Y015
+
+@_typing.final
+class MaximizingChannel(_message.Message):
+    """One channel's images."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    channel: _builtins.int
+    """The channel (or unit)."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___MaximizingImage]:
+        """The images, highest activation first; fewer than asked for where the dataset has fewer."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.int = ...,
+        images: _abc.Iterable[Global___MaximizingImage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaximizingChannel: _TypeAlias = MaximizingChannel  # noqa: Y015
+
+@_typing.final
+class MaximizingImage(_message.Message):
+    """One image and where it activates a channel most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    RECEPTIVE_FIELD_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Path of the file within the dataset, with "/" between folders; of a sample its name."""
+    activation: _builtins.float
+    """The channel's largest activation in this image."""
+    row: _builtins.int
+    """Row of the unit that has it; 0 for a layer without positions."""
+    column: _builtins.int
+    """Column of that unit."""
+    image: _builtins.bytes
+    """The image as the model takes it, as PNG. Only if asked for."""
+    @_builtins.property
+    def receptive_field(self) -> Global___Region:
+        """What that unit sees of the image, in pixels of the model's input."""
+
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        activation: _builtins.float = ...,
+        row: _builtins.int = ...,
+        column: _builtins.int = ...,
+        receptive_field: Global___Region | None = ...,
+        image: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receptive_field", b"receptive_field"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "column", b"column", "file", b"file", "image", b"image", "receptive_field", b"receptive_field", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaximizingImage: _TypeAlias = MaximizingImage  # noqa: Y015
+
+@_typing.final
+class CompareSide(_message.Message):
+    """One side of a comparison."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model. May be empty where the server has exactly one."""
+    version: _builtins.int
+    """Version, positive; 0 is the default version."""
+    @_builtins.property
+    def images(self) -> Global___Images:
+        """The images; 1 … the server's max feature-map images. Unset on the second side: those of the first."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        images: Global___Images | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareSide: _TypeAlias = CompareSide  # noqa: Y015
+
+@_typing.final
+class CompareRequest(_message.Message):
+    """Asks for a comparison. Image i of one side is compared with image i of the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    INCLUDE_DIFFERENCES_FIELD_NUMBER: _builtins.int
+    VALUE_TYPE_FIELD_NUMBER: _builtins.int
+    include_differences: _builtins.bool
+    """Whether to return difference maps."""
+    value_type: Global___ValueType.ValueType
+    """How difference maps travel; float32 if unset."""
+    @_builtins.property
+    def first(self) -> Global___CompareSide:
+        """One side."""
+
+    @_builtins.property
+    def second(self) -> Global___CompareSide:
+        """The other. Without model and version it has the first side's; with a version alone, that version of the first
+        side's model. At least one of model, version and images differs.
+        """
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of layers that both have; empty: every layer that stands in both by the same name and shape."""
+
+    def __init__(
+        self,
+        *,
+        first: Global___CompareSide | None = ...,
+        second: Global___CompareSide | None = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+        include_differences: _builtins.bool = ...,
+        value_type: Global___ValueType.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "second", b"second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "include_differences", b"include_differences", "layers", b"layers", "second", b"second", "value_type", b"value_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRequest: _TypeAlias = CompareRequest  # noqa: Y015
+
+@_typing.final
+class CompareResponse(_message.Message):
+    """One layer of a comparison. A layer's difference map that is too large for one message comes in consecutive chunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    RELATIVE_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    CKA_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    BYTE_OFFSET_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    VALUE_TYPE_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """Name of the layer. In every chunk."""
+    kind: _builtins.str
+    """The layer's kind."""
+    cka: _builtins.float
+    """Linear centred kernel alignment (Kornblith et al., 2019) over the images: 0 … 1; 0 if a side is the same for all.
+    Of few images it is higher than of many, of two always 1. Only for at least 2 images.
+    """
+    data: _builtins.bytes
+    """Second side minus first, in row-major order of `shape`, in the encoding of `value_type`. Only if asked for."""
+    byte_offset: _builtins.int
+    """Where `data` begins within the layer's bytes; 0 in the first chunk, which alone has the other fields."""
+    value_type: Global___ValueType.ValueType
+    """Encoding of `data`; unspecified if there is none."""
+    total_bytes: _builtins.int
+    """Size of all the layer's bytes."""
+    @_builtins.property
+    def cosine(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Cosine of the angle between the two sides' activations, for each pair of images: −1 … 1; 0 if one is all 0."""
+
+    @_builtins.property
+    def relative_difference(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Euclidean distance of the two sides divided by the first's norm, for each pair of images; 0 if they are equal,
+        infinite if only the first is all 0.
+        """
+
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shape of the differences: images, channels, height, width; or images, units."""
+
+    @_builtins.property
+    def scale(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For uint8: the scale of each channel of each image, images × channels numbers, row-major, ≥ 0."""
+
+    @_builtins.property
+    def offset(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For uint8: the smallest value of each channel of each image, images × channels numbers, row-major."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
+        """Names and versions that answered: of the first side, then of the second."""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        cosine: _abc.Iterable[_builtins.float] | None = ...,
+        relative_difference: _abc.Iterable[_builtins.float] | None = ...,
+        cka: _builtins.float | None = ...,
+        data: _builtins.bytes = ...,
+        byte_offset: _builtins.int = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        value_type: Global___ValueType.ValueType = ...,
+        scale: _abc.Iterable[_builtins.float] | None = ...,
+        offset: _abc.Iterable[_builtins.float] | None = ...,
+        total_bytes: _builtins.int = ...,
+        models: _abc.Iterable[Global___ModelRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cka", b"_cka", "cka", b"cka"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cka", b"_cka", "byte_offset", b"byte_offset", "cka", b"cka", "cosine", b"cosine", "data", b"data", "kind", b"kind", "layer", b"layer", "models", b"models", "offset", b"offset", "relative_difference", b"relative_difference", "scale", b"scale", "shape", b"shape", "total_bytes", b"total_bytes", "value_type", b"value_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cka: _TypeAlias = _typing.Literal["cka"]  # noqa: Y015
+    _WhichOneofArgType__cka: _TypeAlias = _typing.Literal["_cka", b"_cka"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cka) -> _WhichOneofReturnType__cka | None: ...
+
+Global___CompareResponse: _TypeAlias = CompareResponse  # noqa: Y015
+
+@_typing.final
+class ModelRef(_message.Message):
+    """A model and its version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name in the repository."""
+    version: _builtins.int
+    """Version, positive."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelRef: _TypeAlias = ModelRef  # noqa: Y015

@@ -60,6 +60,41 @@ class ConvLensStub(object):
                 request_serializer=convlens_dot_v1_dot_convlens__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=convlens_dot_v1_dot_convlens__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.GetSamples = channel.unary_unary(
+                '/convlens.v1.ConvLens/GetSamples',
+                request_serializer=convlens_dot_v1_dot_convlens__pb2.GetSamplesRequest.SerializeToString,
+                response_deserializer=convlens_dot_v1_dot_convlens__pb2.GetSamplesResponse.FromString,
+                _registered_method=True)
+        self.GetGraph = channel.unary_unary(
+                '/convlens.v1.ConvLens/GetGraph',
+                request_serializer=convlens_dot_v1_dot_convlens__pb2.GetGraphRequest.SerializeToString,
+                response_deserializer=convlens_dot_v1_dot_convlens__pb2.GetGraphResponse.FromString,
+                _registered_method=True)
+        self.GetKernels = channel.unary_stream(
+                '/convlens.v1.ConvLens/GetKernels',
+                request_serializer=convlens_dot_v1_dot_convlens__pb2.GetKernelsRequest.SerializeToString,
+                response_deserializer=convlens_dot_v1_dot_convlens__pb2.GetKernelsResponse.FromString,
+                _registered_method=True)
+        self.ExplainUnit = channel.unary_unary(
+                '/convlens.v1.ConvLens/ExplainUnit',
+                request_serializer=convlens_dot_v1_dot_convlens__pb2.ExplainUnitRequest.SerializeToString,
+                response_deserializer=convlens_dot_v1_dot_convlens__pb2.ExplainUnitResponse.FromString,
+                _registered_method=True)
+        self.Attribute = channel.unary_unary(
+                '/convlens.v1.ConvLens/Attribute',
+                request_serializer=convlens_dot_v1_dot_convlens__pb2.AttributeRequest.SerializeToString,
+                response_deserializer=convlens_dot_v1_dot_convlens__pb2.AttributeResponse.FromString,
+                _registered_method=True)
+        self.MaximizingImages = channel.unary_stream(
+                '/convlens.v1.ConvLens/MaximizingImages',
+                request_serializer=convlens_dot_v1_dot_convlens__pb2.MaximizingImagesRequest.SerializeToString,
+                response_deserializer=convlens_dot_v1_dot_convlens__pb2.MaximizingImagesResponse.FromString,
+                _registered_method=True)
+        self.Compare = channel.unary_stream(
+                '/convlens.v1.ConvLens/Compare',
+                request_serializer=convlens_dot_v1_dot_convlens__pb2.CompareRequest.SerializeToString,
+                response_deserializer=convlens_dot_v1_dot_convlens__pb2.CompareResponse.FromString,
+                _registered_method=True)
 
 
 class ConvLensServicer(object):
@@ -108,6 +143,65 @@ class ConvLensServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSamples(self, request, context):
+        """Gives the images that stand beside a version as its samples: for people to try it with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGraph(self, request, context):
+        """Gives the network as a graph to draw: layers in columns, edges, blocks that can be folded, and what each layer
+        saves against a fully connected one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKernels(self, request, context):
+        """Gives the weights and biases of one layer. They come in consecutive chunks if one message cannot hold them.
+        Errors: those of GetModel, NOT_FOUND (layer, channel), FAILED_PRECONDITION (the layer has no kernels),
+        INVALID_ARGUMENT (more bytes than the server's limit: ask for fewer channels), RESOURCE_EXHAUSTED (callers hold too
+        many: carries RetryInfo).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainUnit(self, request, context):
+        """Explains one unit for one image: the exact arithmetic that makes its activation of the values before it.
+        Errors: those of GetFeatureMaps, NOT_FOUND (unit), UNIMPLEMENTED (a kind of layer that has no explanation).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attribute(self, request, context):
+        """Says where in one image a class's score comes from, as a map in input coordinates.
+        Errors: those of GetFeatureMaps, NOT_FOUND (class), FAILED_PRECONDITION (the method does not apply to the layer, or
+        the gradient cannot be formed).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MaximizingImages(self, request, context):
+        """Finds the images of one of the server's datasets that activate a layer's channels most. The first who asks waits
+        while all images are computed and is told the progress; the result is kept beside the model.
+        Errors: those of GetModel, NOT_FOUND (layer, channel, dataset).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compare(self, request, context):
+        """Compares two images, or two models or versions, layer by layer, in the catalogue's order.
+        Errors: those of GetFeatureMaps, for either side; INVALID_ARGUMENT (nothing that can be compared).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConvLensServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +229,41 @@ def add_ConvLensServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=convlens_dot_v1_dot_convlens__pb2.GetModelRequest.FromString,
                     response_serializer=convlens_dot_v1_dot_convlens__pb2.GetModelResponse.SerializeToString,
+            ),
+            'GetSamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSamples,
+                    request_deserializer=convlens_dot_v1_dot_convlens__pb2.GetSamplesRequest.FromString,
+                    response_serializer=convlens_dot_v1_dot_convlens__pb2.GetSamplesResponse.SerializeToString,
+            ),
+            'GetGraph': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGraph,
+                    request_deserializer=convlens_dot_v1_dot_convlens__pb2.GetGraphRequest.FromString,
+                    response_serializer=convlens_dot_v1_dot_convlens__pb2.GetGraphResponse.SerializeToString,
+            ),
+            'GetKernels': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetKernels,
+                    request_deserializer=convlens_dot_v1_dot_convlens__pb2.GetKernelsRequest.FromString,
+                    response_serializer=convlens_dot_v1_dot_convlens__pb2.GetKernelsResponse.SerializeToString,
+            ),
+            'ExplainUnit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainUnit,
+                    request_deserializer=convlens_dot_v1_dot_convlens__pb2.ExplainUnitRequest.FromString,
+                    response_serializer=convlens_dot_v1_dot_convlens__pb2.ExplainUnitResponse.SerializeToString,
+            ),
+            'Attribute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attribute,
+                    request_deserializer=convlens_dot_v1_dot_convlens__pb2.AttributeRequest.FromString,
+                    response_serializer=convlens_dot_v1_dot_convlens__pb2.AttributeResponse.SerializeToString,
+            ),
+            'MaximizingImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.MaximizingImages,
+                    request_deserializer=convlens_dot_v1_dot_convlens__pb2.MaximizingImagesRequest.FromString,
+                    response_serializer=convlens_dot_v1_dot_convlens__pb2.MaximizingImagesResponse.SerializeToString,
+            ),
+            'Compare': grpc.unary_stream_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=convlens_dot_v1_dot_convlens__pb2.CompareRequest.FromString,
+                    response_serializer=convlens_dot_v1_dot_convlens__pb2.CompareResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +402,195 @@ class ConvLens(object):
             '/convlens.v1.ConvLens/GetModel',
             convlens_dot_v1_dot_convlens__pb2.GetModelRequest.SerializeToString,
             convlens_dot_v1_dot_convlens__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convlens.v1.ConvLens/GetSamples',
+            convlens_dot_v1_dot_convlens__pb2.GetSamplesRequest.SerializeToString,
+            convlens_dot_v1_dot_convlens__pb2.GetSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convlens.v1.ConvLens/GetGraph',
+            convlens_dot_v1_dot_convlens__pb2.GetGraphRequest.SerializeToString,
+            convlens_dot_v1_dot_convlens__pb2.GetGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKernels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/convlens.v1.ConvLens/GetKernels',
+            convlens_dot_v1_dot_convlens__pb2.GetKernelsRequest.SerializeToString,
+            convlens_dot_v1_dot_convlens__pb2.GetKernelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainUnit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convlens.v1.ConvLens/ExplainUnit',
+            convlens_dot_v1_dot_convlens__pb2.ExplainUnitRequest.SerializeToString,
+            convlens_dot_v1_dot_convlens__pb2.ExplainUnitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convlens.v1.ConvLens/Attribute',
+            convlens_dot_v1_dot_convlens__pb2.AttributeRequest.SerializeToString,
+            convlens_dot_v1_dot_convlens__pb2.AttributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MaximizingImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/convlens.v1.ConvLens/MaximizingImages',
+            convlens_dot_v1_dot_convlens__pb2.MaximizingImagesRequest.SerializeToString,
+            convlens_dot_v1_dot_convlens__pb2.MaximizingImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/convlens.v1.ConvLens/Compare',
+            convlens_dot_v1_dot_convlens__pb2.CompareRequest.SerializeToString,
+            convlens_dot_v1_dot_convlens__pb2.CompareResponse.FromString,
             options,
             channel_credentials,
             insecure,

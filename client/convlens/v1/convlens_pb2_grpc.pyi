@@ -8,6 +8,9 @@ Conventions, for every message below:
   * "model" is a name in the server's model repository, "version" a positive integer; version 0 (or unset)
     asks for the default version, which is the highest one that is ready.
   * Times are milliseconds, as float; sizes are bytes unless a field says otherwise.
+  * Messages of a stream have little over 1 MiB. Three answers may exceed the 4 MiB that grpc takes by default, so
+    that a caller has to set its limit: ExplainUnit for a unit with over 200,000 inputs (20 bytes each), Attribute
+    with an overlay for an image of over 700 × 700 pixels (8 bytes each), MaximizingImages with large images.
   * An error is a gRPC status whose details (google.rpc.Status) hold a google.rpc.ErrorInfo with a reason in
     UPPER_SNAKE_CASE and the domain "convlens", and where they apply BadRequest, RetryInfo and RequestInfo.
 """
@@ -62,6 +65,36 @@ class ConvLensStub:
     """Lists every version of every model that the server knows, ready or failed."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_convlens_pb2.GetModelRequest, _convlens_pb2.GetModelResponse]
     """Describes one version of a model, with its layer catalogue."""
+    GetSamples: _grpc.UnaryUnaryMultiCallable[_convlens_pb2.GetSamplesRequest, _convlens_pb2.GetSamplesResponse]
+    """Gives the images that stand beside a version as its samples: for people to try it with."""
+    GetGraph: _grpc.UnaryUnaryMultiCallable[_convlens_pb2.GetGraphRequest, _convlens_pb2.GetGraphResponse]
+    """Gives the network as a graph to draw: layers in columns, edges, blocks that can be folded, and what each layer
+    saves against a fully connected one.
+    """
+    GetKernels: _grpc.UnaryStreamMultiCallable[_convlens_pb2.GetKernelsRequest, _convlens_pb2.GetKernelsResponse]
+    """Gives the weights and biases of one layer. They come in consecutive chunks if one message cannot hold them.
+    Errors: those of GetModel, NOT_FOUND (layer, channel), FAILED_PRECONDITION (the layer has no kernels),
+    INVALID_ARGUMENT (more bytes than the server's limit: ask for fewer channels), RESOURCE_EXHAUSTED (callers hold too
+    many: carries RetryInfo).
+    """
+    ExplainUnit: _grpc.UnaryUnaryMultiCallable[_convlens_pb2.ExplainUnitRequest, _convlens_pb2.ExplainUnitResponse]
+    """Explains one unit for one image: the exact arithmetic that makes its activation of the values before it.
+    Errors: those of GetFeatureMaps, NOT_FOUND (unit), UNIMPLEMENTED (a kind of layer that has no explanation).
+    """
+    Attribute: _grpc.UnaryUnaryMultiCallable[_convlens_pb2.AttributeRequest, _convlens_pb2.AttributeResponse]
+    """Says where in one image a class's score comes from, as a map in input coordinates.
+    Errors: those of GetFeatureMaps, NOT_FOUND (class), FAILED_PRECONDITION (the method does not apply to the layer, or
+    the gradient cannot be formed).
+    """
+    MaximizingImages: _grpc.UnaryStreamMultiCallable[_convlens_pb2.MaximizingImagesRequest, _convlens_pb2.MaximizingImagesResponse]
+    """Finds the images of one of the server's datasets that activate a layer's channels most. The first who asks waits
+    while all images are computed and is told the progress; the result is kept beside the model.
+    Errors: those of GetModel, NOT_FOUND (layer, channel, dataset).
+    """
+    Compare: _grpc.UnaryStreamMultiCallable[_convlens_pb2.CompareRequest, _convlens_pb2.CompareResponse]
+    """Compares two images, or two models or versions, layer by layer, in the catalogue's order.
+    Errors: those of GetFeatureMaps, for either side; INVALID_ARGUMENT (nothing that can be compared).
+    """
 
 @_typing.type_check_only
 class ConvLensAsyncStub(ConvLensStub):
@@ -88,6 +121,36 @@ class ConvLensAsyncStub(ConvLensStub):
     """Lists every version of every model that the server knows, ready or failed."""
     GetModel: _aio.UnaryUnaryMultiCallable[_convlens_pb2.GetModelRequest, _convlens_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one version of a model, with its layer catalogue."""
+    GetSamples: _aio.UnaryUnaryMultiCallable[_convlens_pb2.GetSamplesRequest, _convlens_pb2.GetSamplesResponse]  # type: ignore[assignment]
+    """Gives the images that stand beside a version as its samples: for people to try it with."""
+    GetGraph: _aio.UnaryUnaryMultiCallable[_convlens_pb2.GetGraphRequest, _convlens_pb2.GetGraphResponse]  # type: ignore[assignment]
+    """Gives the network as a graph to draw: layers in columns, edges, blocks that can be folded, and what each layer
+    saves against a fully connected one.
+    """
+    GetKernels: _aio.UnaryStreamMultiCallable[_convlens_pb2.GetKernelsRequest, _convlens_pb2.GetKernelsResponse]  # type: ignore[assignment]
+    """Gives the weights and biases of one layer. They come in consecutive chunks if one message cannot hold them.
+    Errors: those of GetModel, NOT_FOUND (layer, channel), FAILED_PRECONDITION (the layer has no kernels),
+    INVALID_ARGUMENT (more bytes than the server's limit: ask for fewer channels), RESOURCE_EXHAUSTED (callers hold too
+    many: carries RetryInfo).
+    """
+    ExplainUnit: _aio.UnaryUnaryMultiCallable[_convlens_pb2.ExplainUnitRequest, _convlens_pb2.ExplainUnitResponse]  # type: ignore[assignment]
+    """Explains one unit for one image: the exact arithmetic that makes its activation of the values before it.
+    Errors: those of GetFeatureMaps, NOT_FOUND (unit), UNIMPLEMENTED (a kind of layer that has no explanation).
+    """
+    Attribute: _aio.UnaryUnaryMultiCallable[_convlens_pb2.AttributeRequest, _convlens_pb2.AttributeResponse]  # type: ignore[assignment]
+    """Says where in one image a class's score comes from, as a map in input coordinates.
+    Errors: those of GetFeatureMaps, NOT_FOUND (class), FAILED_PRECONDITION (the method does not apply to the layer, or
+    the gradient cannot be formed).
+    """
+    MaximizingImages: _aio.UnaryStreamMultiCallable[_convlens_pb2.MaximizingImagesRequest, _convlens_pb2.MaximizingImagesResponse]  # type: ignore[assignment]
+    """Finds the images of one of the server's datasets that activate a layer's channels most. The first who asks waits
+    while all images are computed and is told the progress; the result is kept beside the model.
+    Errors: those of GetModel, NOT_FOUND (layer, channel, dataset).
+    """
+    Compare: _aio.UnaryStreamMultiCallable[_convlens_pb2.CompareRequest, _convlens_pb2.CompareResponse]  # type: ignore[assignment]
+    """Compares two images, or two models or versions, layer by layer, in the catalogue's order.
+    Errors: those of GetFeatureMaps, for either side; INVALID_ARGUMENT (nothing that can be compared).
+    """
 
 class ConvLensServicer(metaclass=_abc_1.ABCMeta):
     """Serves image classifiers, and what they compute inside."""
@@ -141,5 +204,77 @@ class ConvLensServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_convlens_pb2.GetModelResponse, _abc.Awaitable[_convlens_pb2.GetModelResponse]]:
         """Describes one version of a model, with its layer catalogue."""
+
+    @_abc_1.abstractmethod
+    def GetSamples(
+        self,
+        request: _convlens_pb2.GetSamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_convlens_pb2.GetSamplesResponse, _abc.Awaitable[_convlens_pb2.GetSamplesResponse]]:
+        """Gives the images that stand beside a version as its samples: for people to try it with."""
+
+    @_abc_1.abstractmethod
+    def GetGraph(
+        self,
+        request: _convlens_pb2.GetGraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_convlens_pb2.GetGraphResponse, _abc.Awaitable[_convlens_pb2.GetGraphResponse]]:
+        """Gives the network as a graph to draw: layers in columns, edges, blocks that can be folded, and what each layer
+        saves against a fully connected one.
+        """
+
+    @_abc_1.abstractmethod
+    def GetKernels(
+        self,
+        request: _convlens_pb2.GetKernelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_convlens_pb2.GetKernelsResponse], _abc.AsyncIterator[_convlens_pb2.GetKernelsResponse]]:
+        """Gives the weights and biases of one layer. They come in consecutive chunks if one message cannot hold them.
+        Errors: those of GetModel, NOT_FOUND (layer, channel), FAILED_PRECONDITION (the layer has no kernels),
+        INVALID_ARGUMENT (more bytes than the server's limit: ask for fewer channels), RESOURCE_EXHAUSTED (callers hold too
+        many: carries RetryInfo).
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainUnit(
+        self,
+        request: _convlens_pb2.ExplainUnitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_convlens_pb2.ExplainUnitResponse, _abc.Awaitable[_convlens_pb2.ExplainUnitResponse]]:
+        """Explains one unit for one image: the exact arithmetic that makes its activation of the values before it.
+        Errors: those of GetFeatureMaps, NOT_FOUND (unit), UNIMPLEMENTED (a kind of layer that has no explanation).
+        """
+
+    @_abc_1.abstractmethod
+    def Attribute(
+        self,
+        request: _convlens_pb2.AttributeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_convlens_pb2.AttributeResponse, _abc.Awaitable[_convlens_pb2.AttributeResponse]]:
+        """Says where in one image a class's score comes from, as a map in input coordinates.
+        Errors: those of GetFeatureMaps, NOT_FOUND (class), FAILED_PRECONDITION (the method does not apply to the layer, or
+        the gradient cannot be formed).
+        """
+
+    @_abc_1.abstractmethod
+    def MaximizingImages(
+        self,
+        request: _convlens_pb2.MaximizingImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_convlens_pb2.MaximizingImagesResponse], _abc.AsyncIterator[_convlens_pb2.MaximizingImagesResponse]]:
+        """Finds the images of one of the server's datasets that activate a layer's channels most. The first who asks waits
+        while all images are computed and is told the progress; the result is kept beside the model.
+        Errors: those of GetModel, NOT_FOUND (layer, channel, dataset).
+        """
+
+    @_abc_1.abstractmethod
+    def Compare(
+        self,
+        request: _convlens_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_convlens_pb2.CompareResponse], _abc.AsyncIterator[_convlens_pb2.CompareResponse]]:
+        """Compares two images, or two models or versions, layer by layer, in the catalogue's order.
+        Errors: those of GetFeatureMaps, for either side; INVALID_ARGUMENT (nothing that can be compared).
+        """
 
 def add_ConvLensServicer_to_server(servicer: ConvLensServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
