@@ -4,20 +4,23 @@ It is work-conserving: an idle engine takes what is there at once, and no timer 
 `max_delay` is set). Nothing is computed for a caller who has left or whose deadline has passed. The queue is
 bounded in images; a request beyond the bound is refused at once, with a hint when to come back.
 
-With priority levels the better ones are taken first; without, nothing is paid for them.
+With priority levels the better ones are taken first, and each level has a bound of its own, so that a flood of the
+others leaves it room; without, nothing is paid for them.
 """
 
 from __future__ import annotations
 
 import collections
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from convlens_server.errors import Cancelled, DeadlineExceeded, Draining, QueueFull, ServiceError
+from convlens_server.settings import QueuePolicy
 
 log = logging.getLogger(__name__)
 
@@ -54,43 +57,76 @@ class _Wake:
     """In the queue: look among the held items, or, with priority levels, in those: there is one more item."""
 
 
+class _Level(Generic[ItemT]):
+    """The items of one priority level. The batcher's lock is held.
+
+    Attributes:
+        number: 1 … .
+        policy: How they wait.
+        images: That wait.
+    """
+
+    def __init__(self, number: int, policy: QueuePolicy) -> None:
+        self.number = number
+        self.policy = policy
+        self.images = 0
+        # With the time from which on each is taken after the others.
+        self._items: collections.deque[tuple[ItemT, float]] = collections.deque()
+        self._delayed: collections.deque[ItemT] = collections.deque()
+
+    def append(self, item: ItemT, delayed_from: float) -> None:
+        """Adds an item."""
+        self.images += item.count
+        self._items.append((item, delayed_from))
+
+    def take(self) -> ItemT | None:
+        """The next item; None if there is none."""
+        item = self._next()
+        if item is not None:
+            self.images -= item.count
+        return item
+
+    def _next(self) -> ItemT | None:
+        while self._items:
+            item, delayed_from = self._items.popleft()
+            if delayed_from == math.inf or time.monotonic() < delayed_from:
+                return item
+            self._delayed.append(item)
+        return self._delayed.popleft() if self._delayed else None
+
+
 class Batcher(Generic[ItemT]):
     """A bounded queue of items that gives them out as batches. Thread-safe.
 
     Args:
         max_batch: Most images of a batch; an item with more makes a batch of its own.
-        max_queue: Most images that wait.
+        policy: How items wait; without `levels`, since each of those has its own.
         max_delay: Seconds that an incomplete batch may wait for more; 0 never waits.
         help_from: Waiting images from which on helping consumers take some of them.
         preferred: Sizes at which a batch stops waiting for `max_delay` to pass.
-        levels: Priority levels, 1 being taken first; 0: all items are taken as they come.
+        levels: How items of each priority level wait; the first is level 1, and is taken first. Empty: all are taken as
+            they come.
         default_level: Of items that ask for none, or for one that there is not.
-        max_wait: Seconds that an item may wait for its batch; 0: until its deadline.
-        shorter_waits: Whether an item may come with a shorter wait.
     """
 
     def __init__(
         self,
         max_batch: int,
-        max_queue: int,
+        policy: QueuePolicy,
         max_delay: float = 0.0,
         help_from: int = 1,
         preferred: Collection[int] = (),
-        levels: int = 0,
+        levels: Sequence[QueuePolicy] = (),
         default_level: int = 1,
-        max_wait: float = 0.0,
-        shorter_waits: bool = True,
     ) -> None:
         self.max_batch = max_batch
-        self.max_queue = max_queue
+        self._policy = policy
         self._max_delay = max_delay
         self._preferred = frozenset(preferred)
-        # With levels, the queue holds a _Wake for each item in them. Submitting and taking an item then costs 1.2 µs;
-        # without, 0.5 µs.
-        self._levels: tuple[collections.deque[ItemT], ...] = tuple(collections.deque() for _ in range(levels))
+        # With levels, the queue holds a _Wake for each item in them. Submitting and taking an item then costs twice as
+        # much.
+        self._levels: tuple[_Level[ItemT], ...] = tuple(_Level(n, each) for n, each in enumerate(levels, 1))
         self._default_level = default_level
-        self._max_wait = max_wait
-        self._shorter_waits = shorter_waits
         # SimpleQueue is implemented in C: a put and a get cost 0.1 µs, with a Condition 5 µs.
         self._queue: queue.SimpleQueue[ItemT | _Wake | None] = queue.SimpleQueue()
         # Items that did not fit into a batch: they come before what is in the queue, and any consumer may take them.
@@ -127,41 +163,31 @@ class Batcher(Generic[ItemT]):
 
         Args:
             item: Belongs to the batcher from now on.
-            priority: 1 … `levels`; any other number is the default level.
-            timeout: Seconds that it may wait for its batch, no more than `max_wait`; 0: as long as others.
+            priority: Its level; a number that is none is the default level.
+            timeout: Seconds that it may wait for its batch, no more than its policy says; 0: as long as others.
 
         Raises:
-            QueueFull: The images would be more than `max_queue`.
+            QueueFull: The images would be more than its policy says.
             Draining: The batcher is closed.
         """
         with self._lock:
             if self._closed:
                 return self._submit_late(item)
-            if item.count > self.max_queue:
-                raise QueueFull(
-                    f"the request has {item.count} images, more than the queue ever holds ({self.max_queue}): send "
-                    "fewer images a request, or start the server with a larger --max-queue",
-                    metadata={"images": item.count, "limit": self.max_queue},
-                )
-            waiting = self._waiting + item.count
-            if waiting > self.max_queue:
-                raise QueueFull(
-                    f"queue holds {self._waiting} images, and {item.count} more are over its limit of "
-                    f"{self.max_queue}: try again later, or start the server with a larger --max-queue",
-                    metadata={"waiting": self._waiting, "limit": self.max_queue},
-                    retry_after=min(max(self._waiting / self._rate, 0.01), 10.0),
-                )
-            self._waiting = waiting
+            level = self._level(priority) if self._levels else None
+            policy = level.policy if level is not None else self._policy
+            waiting = self._waiting if level is None else level.images
+            if waiting + item.count > policy.max_queue:
+                raise self._full(item.count, waiting, level, policy.max_queue)
+            self._waiting += item.count
             self._waiting_items += 1
             item.enqueued = time.monotonic()
-            wait = self._max_wait
-            if timeout and self._shorter_waits:
+            wait = policy.max_wait
+            if timeout and policy.shorter_waits:
                 wait = min(wait or timeout, timeout)
-            if wait:
+            if wait and not policy.delays:
                 item.deadline = min(item.deadline, item.enqueued + wait)
-            if self._levels:
-                level = priority if 1 <= priority <= len(self._levels) else self._default_level
-                self._levels[level - 1].append(item)
+            if level is not None:
+                level.append(item, item.enqueued + wait if wait and policy.delays else math.inf)
                 self._queue.put(_Wake())
             else:
                 self._queue.put(item)
@@ -195,6 +221,25 @@ class Batcher(Generic[ItemT]):
                 self._closed = True
                 self._queue.put(None)
                 self._help.put(False)
+
+    def _level(self, priority: int) -> _Level[ItemT]:
+        return self._levels[(priority if 1 <= priority <= len(self._levels) else self._default_level) - 1]
+
+    def _full(self, count: int, waiting: int, level: _Level[ItemT] | None, limit: int) -> QueueFull:
+        of = "" if level is None else f" for priority level {level.number}"
+        cure = "let the queue hold more (--max-queue, or max_queue_size in the model's config.pbtxt)"
+        if count > limit:
+            return QueueFull(
+                f"the request has {count} images, more than the queue ever holds{of} ({limit}): send fewer images a "
+                f"request, or {cure}",
+                metadata={"images": count, "limit": limit},
+            )
+        return QueueFull(
+            f"queue holds {waiting} images{of}, and {count} more are over its limit of {limit}: try again later, or "
+            f"{cure}",
+            metadata={"waiting": waiting, "limit": limit},
+            retry_after=min(max(self._waiting / self._rate, 0.01), 10.0),
+        )
 
     def _get(self, until: float | None) -> ItemT | None:
         """The next item; None when closed and empty.
@@ -230,7 +275,10 @@ class Batcher(Generic[ItemT]):
     def _best(self) -> ItemT | None:
         """The first item of the best level that has any."""
         with self._lock:
-            return next((level.popleft() for level in self._levels if level), None)
+            for level in self._levels:
+                if (item := level.take()) is not None:
+                    return item
+            return None
 
     def _submit_late(self, item: ItemT) -> None:
         if self._late is None:

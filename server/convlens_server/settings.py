@@ -33,6 +33,23 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How requests wait for their batch.
+
+    Attributes:
+        max_queue: Most images that wait.
+        max_wait: Seconds that a request may wait; 0: as long as its own deadline.
+        shorter_waits: Whether a request may name a shorter wait.
+        delays: Whether one that has waited so long is taken after those that have not, instead of being refused.
+    """
+
+    max_queue: int = 4096
+    max_wait: float = 0.0
+    shorter_waits: bool = True
+    delays: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSettings:
     """How one model runs: as its config.pbtxt says, else as the server's configuration does.
 
@@ -41,11 +58,9 @@ class ModelSettings:
         max_batch: Most images of a batch.
         preferred: Sizes that batches are padded to on CUDA, and at which a batch does not wait for more; ascending.
         queue_delay: Seconds that an incomplete batch may wait for more images; 0 never waits.
-        max_queue: Most images that wait.
-        max_wait: Seconds that a request may wait; 0: as long as its own deadline.
-        shorter_waits: Whether a request may name a shorter wait.
-        priority_levels: 1 being the first; 0: all requests are alike.
-        default_priority: Of requests that name none, 1 … priority_levels.
+        queue: How requests wait.
+        levels: How those of each priority level wait, the first being level 1; empty: all requests are alike.
+        default_level: Of requests that name none, 1 … the number of levels.
         instances: Engines that run batches beside each other; 0: as many threads of one as suit the device.
     """
 
@@ -53,11 +68,9 @@ class ModelSettings:
     max_batch: int
     preferred: tuple[int, ...] = ()
     queue_delay: float = 0.0
-    max_queue: int = 4096
-    max_wait: float = 0.0
-    shorter_waits: bool = True
-    priority_levels: int = 0
-    default_priority: int = 1
+    queue: QueuePolicy = QueuePolicy()
+    levels: tuple[QueuePolicy, ...] = ()
+    default_level: int = 1
     instances: int = 0
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from convlens_server.batcher import Batcher, BatchIterator
 from convlens_server.errors import Cancelled, DeadlineExceeded, Draining, QueueFull, ServiceError
+from convlens_server.settings import QueuePolicy
 
 
 class Request:
@@ -66,7 +67,7 @@ def names(batch: list[Request] | None) -> list[int]:
 
 
 def test_takes_what_waits_at_once() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=8, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=8, policy=QueuePolicy(100))
     submitted(batcher, Request(1))
     batches = batcher.batches()
     assert names(next(batches)) == [1]
@@ -76,7 +77,7 @@ def test_takes_what_waits_at_once() -> None:
 
 
 def test_an_idle_consumer_is_woken() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=8, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=8, policy=QueuePolicy(100))
     consumer = Consumer(batcher)
     for number in range(20):
         submitted(batcher, Request(number))
@@ -86,20 +87,20 @@ def test_an_idle_consumer_is_woken() -> None:
 
 
 def test_never_over_the_maximum_and_in_order() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100))
     submitted(batcher, *[Request(number, count) for number, count in enumerate([1, 2, 2, 3, 1, 4, 1, 1, 1, 1, 1])])
     assert [names(batch) for batch in closed(batcher)] == [[0, 1], [2], [3, 4], [5], [6, 7, 8, 9], [10]]
     assert batcher.waiting == 0
 
 
 def test_a_request_over_the_maximum_is_alone() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100))
     submitted(batcher, Request(0), Request(1, 9), Request(2), Request(3, 5))
     assert [names(batch) for batch in closed(batcher)] == [[0], [1], [2], [3]]
 
 
 def test_waiting_counts_images_until_they_are_taken() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100))
     submitted(batcher, Request(0, 3), Request(1, 2), Request(2, 4))
     assert batcher.waiting == 9
     batches = batcher.batches()
@@ -112,7 +113,7 @@ def test_waiting_counts_images_until_they_are_taken() -> None:
 
 
 def test_full_queue_refuses_at_once() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=10)
+    batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(10))
     submitted(batcher, Request(0, 8), Request(1, 2))
     refused = Request(2)
     with pytest.raises(QueueFull, match="queue holds 10 images, and 1 more are over its limit of 10") as caught:
@@ -130,7 +131,7 @@ def test_full_queue_refuses_at_once() -> None:
 
 def test_the_hint_follows_the_rate() -> None:
     def hint(seconds: float) -> float:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=1000)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(1000))
         for _ in range(100):
             batcher.computed(100, seconds)
         submitted(batcher, Request(0, 1000))
@@ -147,14 +148,14 @@ def test_the_hint_follows_the_rate() -> None:
 
 
 def test_more_than_the_queue_ever_holds_is_refused_without_a_hint() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=10)
+    batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(10))
     with pytest.raises(QueueFull, match="the request has 11 images, more than the queue ever holds") as caught:
         batcher.submit(Request(0, 11))
     assert caught.value.retry_after is None
 
 
 def test_cancel_one_of_three() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=8, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=8, policy=QueuePolicy(100))
     one, two, three = Request(1), Request(2), Request(3)
     submitted(batcher, one, two, three)
     two.gone = True
@@ -165,7 +166,7 @@ def test_cancel_one_of_three() -> None:
 
 
 def test_deadline_passed_is_never_computed() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=8, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=8, policy=QueuePolicy(100))
     late, alive = Request(1, deadline=time.monotonic()), Request(2, deadline=time.monotonic() + 1000)
     submitted(batcher, late, alive)
     assert closed(batcher) == [[alive]]
@@ -174,7 +175,7 @@ def test_deadline_passed_is_never_computed() -> None:
 
 
 def test_a_batch_of_none_alive_is_not_given_out() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=2, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=2, policy=QueuePolicy(100))
     submitted(batcher, Request(1, gone=True), Request(2, deadline=0.0), Request(3))
     assert [names(batch) for batch in closed(batcher)] == [[3]]
 
@@ -184,14 +185,14 @@ def test_an_item_that_breaks_its_promise_does_not_end_the_consumer(caplog: pytes
         def fail(self, error: ServiceError) -> None:
             raise RuntimeError("cannot be failed")
 
-    batcher: Batcher[Request] = Batcher(max_batch=2, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=2, policy=QueuePolicy(100))
     submitted(batcher, Broken(1, gone=True), Request(2))
     assert [names(batch) for batch in closed(batcher)] == [[2]]
     assert "a request could not be answered" in caplog.text
 
 
 def test_closed() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=2, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=2, policy=QueuePolicy(100))
     submitted(batcher, *[Request(number) for number in range(5)])
     batcher.close()
     batcher.close()
@@ -202,14 +203,14 @@ def test_closed() -> None:
 
 
 def test_closing_wakes_every_consumer() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=2, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=2, policy=QueuePolicy(100))
     consumers = [Consumer(batcher) for _ in range(3)]
     batcher.close()
     assert [consumer.get() for consumer in consumers] == [None, None, None]
 
 
 def test_enqueued_is_set() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=2, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=2, policy=QueuePolicy(100))
     request = Request()
     before = time.monotonic()
     batcher.submit(request)
@@ -219,7 +220,7 @@ def test_enqueued_is_set() -> None:
 def test_what_did_not_fit_is_not_held_from_an_idle_consumer() -> None:
     """Two consumers that take one batch each: whoever takes the first does not come back for what did not fit."""
     for _ in range(20):
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100))
         taken: queue.SimpleQueue[list[Request]] = queue.SimpleQueue()
 
         def take(batches: BatchIterator[Request], taken: queue.SimpleQueue[list[Request]] = taken) -> None:
@@ -232,7 +233,7 @@ def test_what_did_not_fit_is_not_held_from_an_idle_consumer() -> None:
 
 
 def test_what_did_not_fit_comes_first() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100))
     one, two = batcher.batches(), batcher.batches()
     submitted(batcher, Request(0, 3), Request(1, 3), Request(2, 1), Request(3, 4), Request(4, 1))
     assert names(next(one)) == [0]
@@ -247,7 +248,7 @@ def test_what_did_not_fit_comes_first() -> None:
 
 def test_what_did_not_fit_is_taken_after_the_end() -> None:
     """The end of the queue was seen by the other consumer already."""
-    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100))
     submitted(batcher, Request(0, 3), Request(1, 3))
     batcher.close()
     one, two = batcher.batches(), batcher.batches()
@@ -257,7 +258,7 @@ def test_what_did_not_fit_is_taken_after_the_end() -> None:
 
 
 def test_max_delay_waits_for_a_full_batch() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=3, max_queue=100, max_delay=1000.0)
+    batcher: Batcher[Request] = Batcher(max_batch=3, policy=QueuePolicy(100), max_delay=1000.0)
     consumer = Consumer(batcher)
     for number in range(6):
         submitted(batcher, Request(number))
@@ -275,7 +276,7 @@ def test_max_delay_waits_for_a_full_batch() -> None:
 
 
 def test_max_delay_ends() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=3, max_queue=100, max_delay=0.02)
+    batcher: Batcher[Request] = Batcher(max_batch=3, policy=QueuePolicy(100), max_delay=0.02)
     submitted(batcher, Request(0), Request(1))
     assert names(next(batcher.batches())) == [0, 1]
 
@@ -288,7 +289,7 @@ def test_max_delay_ends() -> None:
 )
 def test_properties_in_turns(counts: list[int], max_batch: int, dropped: set[int], data: st.DataObject) -> None:
     """Submitting, refusing and taking in any order, with two consumers."""
-    batcher: Batcher[Request] = Batcher(max_batch, max_queue=30)
+    batcher: Batcher[Request] = Batcher(max_batch, policy=QueuePolicy(30))
     consumers: list[BatchIterator[Request]] = [batcher.batches(), batcher.batches()]
     accepted: list[Request] = []
     taken: list[Request] = []
@@ -331,7 +332,7 @@ def test_properties_in_turns(counts: list[int], max_batch: int, dropped: set[int
 )
 def test_properties_with_threads(counts: list[list[int]], max_batch: int, consumers: int) -> None:
     """Nothing is lost or given out twice; each producer's requests are taken in order."""
-    batcher: Batcher[Request] = Batcher(max_batch, max_queue=10_000)
+    batcher: Batcher[Request] = Batcher(max_batch, policy=QueuePolicy(10_000))
     takers = [Consumer(batcher) for _ in range(consumers)]
 
     def produce(producer: int) -> None:
@@ -368,7 +369,7 @@ class TestHelpers:
         return helper
 
     def test_rests_while_little_waits(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, help_from=8)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100), help_from=8)
         helper = self.helper(batcher)
         submitted(batcher, *(Request(number) for number in range(7)))
         assert batcher._resting == 1
@@ -380,7 +381,7 @@ class TestHelpers:
         assert helper.get() is None
 
     def test_takes_from_a_long_queue_until_it_is_short(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, help_from=8)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100), help_from=8)
         helper = self.helper(batcher)
         submitted(batcher, *(Request(number) for number in range(8)))
         assert names(helper.get()) == [0, 1, 2, 3]
@@ -392,13 +393,13 @@ class TestHelpers:
         assert helper.get() is None
 
     def test_one_large_request_is_enough(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, help_from=8)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100), help_from=8)
         helper = self.helper(batcher)
         submitted(batcher, Request(1, 20))
         assert names(helper.get()) == [1]
 
     def test_closing_ends_all_helpers_and_loses_nothing(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=1000, help_from=8)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(1000), help_from=8)
         consumers = [Consumer(batcher, helping=True) for _ in range(3)]
         requests = [Request(number, 1 + number % 3) for number in range(300)]
         submitted(batcher, *requests)
@@ -413,7 +414,7 @@ class TestHelpers:
 
 class TestPriorities:
     def batcher(self, **options: int) -> Batcher[Request]:
-        return Batcher(max_batch=2, max_queue=1000, levels=3, default_level=2, **options)
+        return Batcher(max_batch=2, policy=QueuePolicy(), levels=[QueuePolicy(1000)] * 3, default_level=2, **options)
 
     def test_better_ones_are_taken_first(self) -> None:
         batcher = self.batcher()
@@ -427,13 +428,13 @@ class TestPriorities:
         assert batcher.waiting == 0
 
     def test_without_levels_a_priority_is_nothing(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=2, max_queue=10)
+        batcher: Batcher[Request] = Batcher(max_batch=2, policy=QueuePolicy(10))
         batcher.submit(Request(0), 5)
         batcher.submit(Request(1), 1)
         assert names(next(batcher.batches())) == [0, 1]
 
     def test_what_does_not_fit_is_not_lost(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, levels=2)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(), levels=[QueuePolicy(100)] * 2)
         for name, count, priority in ((0, 3, 1), (1, 3, 1), (2, 1, 1), (3, 4, 2), (4, 1, 2)):
             batcher.submit(Request(name, count), priority)
         assert [names(batch) for batch in closed(batcher)] == [[0], [1, 2], [3], [4]]
@@ -447,7 +448,9 @@ class TestPriorities:
     def test_nothing_is_lost_or_given_out_twice(
         self, requests: list[tuple[int, int]], consumers: int, max_batch: int
     ) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch, max_queue=10_000, levels=3, help_from=2 * max_batch)
+        batcher: Batcher[Request] = Batcher(
+            max_batch, policy=QueuePolicy(10_000), levels=[QueuePolicy(10_000)] * 3, help_from=2 * max_batch
+        )
         takers = [Consumer(batcher, helping=number > 0) for number in range(consumers)]
         for name, (count, priority) in enumerate(requests):
             batcher.submit(Request(name, count), priority)
@@ -459,10 +462,71 @@ class TestPriorities:
         assert sorted(taken) == list(range(len(requests)))
         assert batcher.waiting == 0
 
+    def test_each_level_has_a_bound_of_its_own(self) -> None:
+        levels = [QueuePolicy(2), QueuePolicy(5)]
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(1), levels=levels, default_level=2)
+        for number in range(5):
+            batcher.submit(Request(number), 2)
+        with pytest.raises(QueueFull, match=r"queue holds 5 images for priority level 2, and 1 more are over .* of 5"):
+            batcher.submit(Request(), 0)
+        batcher.submit(Request(5, 2), 1)
+        with pytest.raises(QueueFull, match="queue holds 2 images for priority level 1"):
+            batcher.submit(Request(), 1)
+        with pytest.raises(QueueFull, match=r"has 3 images, more than the queue ever holds for priority level 1 \(2\)"):
+            batcher.submit(Request(0, 3), 1)
+        batches = batcher.batches()
+        assert names(next(batches)) == [5, 0, 1]
+        batcher.submit(Request(6), 1)
+        batcher.submit(Request(7), 2)
+        assert [names(batch) for batch in closed(batcher)] == [[6, 2, 3, 4], [7]]
+
+    def test_each_level_has_a_wait_of_its_own(self) -> None:
+        levels = [QueuePolicy(), QueuePolicy(max_wait=100.0), QueuePolicy(max_wait=9.0, shorter_waits=False)]
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(max_wait=1.0), levels=levels)
+        waits = []
+        for level in (1, 2, 3):
+            for timeout in (0.0, 5.0):
+                request = Request()
+                batcher.submit(request, level, timeout)
+                waits.append(request.deadline - request.enqueued)
+        assert waits == pytest.approx([math.inf, 5.0, 100.0, 5.0, 9.0, 9.0])
+
+
+class TestDelays:
+    """Who has waited too long is taken after those who have not."""
+
+    def batcher(self, *levels: QueuePolicy) -> Batcher[Request]:
+        return Batcher(max_batch=2, policy=QueuePolicy(), levels=levels)
+
+    def test_within_its_level(self) -> None:
+        soon = QueuePolicy(max_wait=1e-9, delays=True)
+        batcher = self.batcher(QueuePolicy(max_wait=1000.0, delays=True), soon)
+        for name, level, timeout in ((0, 2, 0.0), (1, 1, 1e-9), (2, 1, 0.0), (3, 2, 0.0), (4, 1, 0.0), (5, 1, 1e-9)):
+            batcher.submit(Request(name), level, timeout)
+        assert [names(batch) for batch in closed(batcher)] == [[2, 4], [1, 5], [0, 3]]
+        assert batcher.waiting == batcher.waiting_items == 0
+
+    def test_it_is_not_refused_but_by_its_own_deadline(self) -> None:
+        batcher = self.batcher(QueuePolicy(max_wait=1e-9, delays=True))
+        patient, late = Request(0), Request(1, deadline=time.monotonic())
+        submitted(batcher, patient, late)
+        assert names(next(batcher.batches())) == [0]
+        assert not patient.errors
+        assert isinstance(late.errors[0], DeadlineExceeded)
+
+    def test_it_counts_to_the_bound(self) -> None:
+        batcher = self.batcher(QueuePolicy(3, max_wait=1e-9, delays=True))
+        submitted(batcher, Request(0), Request(1), Request(2))
+        with pytest.raises(QueueFull):
+            batcher.submit(Request(3))
+        next(batcher.batches())
+        submitted(batcher, Request(4), Request(5))
+        assert [names(batch) for batch in closed(batcher)] == [[2, 4], [5]]
+
 
 class TestWaits:
     def test_a_wait_ends_before_the_deadline(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, max_wait=100.0)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100, max_wait=100.0))
         waits = {}
         for name, timeout in (("none", 0.0), ("shorter", 5.0), ("longer", 500.0)):
             request = Request()
@@ -474,13 +538,13 @@ class TestWaits:
         assert sooner.deadline - sooner.enqueued <= 1
 
     def test_a_request_may_not_always_say_how_long(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100, shorter_waits=False)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100, shorter_waits=False))
         request = Request()
         batcher.submit(request, timeout=5.0)
         assert request.deadline == math.inf
 
     def test_whose_wait_is_over_is_not_computed(self) -> None:
-        batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+        batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100))
         late, other = Request(0), Request(1)
         batcher.submit(late, timeout=1e-6)
         batcher.submit(other)
@@ -489,19 +553,19 @@ class TestWaits:
 
 
 def test_a_preferred_size_does_not_wait_for_more() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=8, max_queue=100, max_delay=1000.0, preferred=[2, 4])
+    batcher: Batcher[Request] = Batcher(max_batch=8, policy=QueuePolicy(100), max_delay=1000.0, preferred=[2, 4])
     consumer = Consumer(batcher)
     submitted(batcher, Request(0, 2))
     assert names(consumer.get()) == [0]
     # One that waits already is taken along.
-    blocked: Batcher[Request] = Batcher(max_batch=8, max_queue=100, max_delay=1000.0, preferred=[2, 4])
+    blocked: Batcher[Request] = Batcher(max_batch=8, policy=QueuePolicy(100), max_delay=1000.0, preferred=[2, 4])
     submitted(blocked, Request(0), Request(1), Request(2), Request(3))
     assert names(next(blocked.batches())) == [0, 1, 2, 3]
     batcher.close()
 
 
 def test_what_comes_after_the_end_may_have_another_way() -> None:
-    batcher: Batcher[Request] = Batcher(max_batch=4, max_queue=100)
+    batcher: Batcher[Request] = Batcher(max_batch=4, policy=QueuePolicy(100))
     late: list[Request] = []
     batcher.submit(Request(0))
     batcher.close(late.append)

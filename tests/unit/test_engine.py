@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from convlens_server.batcher import Batcher
 from convlens_server.engine import Engine, Engines, EngineThreads, Run
 from convlens_server.errors import DeadlineExceeded, EngineFailed, ServiceError
+from convlens_server.settings import QueuePolicy
 
 SHAPE = (2, 2, 1)
 
@@ -145,7 +146,7 @@ def respond(batch: list[Request], scores: Any, logits: Any, run: Run) -> None:
 class Running:
     def __init__(self, respond: Any = respond) -> None:
         self.session = FakeSession()
-        self.batcher: Batcher[Request] = Batcher(8, 1000)
+        self.batcher: Batcher[Request] = Batcher(8, QueuePolicy(1000))
         self._thread = EngineThreads("test", both(self.session), self.batcher, respond)
 
     def submit(self, *requests: Request) -> None:
@@ -263,7 +264,7 @@ def test_closing_answers_what_waits() -> None:
 
 
 def test_threads_share_a_batcher() -> None:
-    batcher: Batcher[Request] = Batcher(8, 10_000, help_from=16)
+    batcher: Batcher[Request] = Batcher(8, QueuePolicy(10_000), help_from=16)
     threads = EngineThreads("test", both(FakeSession()), batcher, respond, count=3)
     requests = [Request(number % 250, 1 + number % 5) for number in range(500)]
     for request in requests:
@@ -277,7 +278,7 @@ def test_threads_share_a_batcher() -> None:
 
 def test_what_runs_alone_has_an_engine_of_its_own() -> None:
     shared, alone = FakeSession(), FakeSession()
-    batcher: Batcher[Request] = Batcher(8, 10_000, help_from=16)
+    batcher: Batcher[Request] = Batcher(8, QueuePolicy(10_000), help_from=16)
     threads = EngineThreads("test", Engines(engine(shared), engine(alone)), batcher, respond, count=2)
     for _ in range(3):
         request = Request(5)
@@ -338,7 +339,7 @@ def test_float32_in() -> None:
 def test_instances_take_what_waits_at_once() -> None:
     sessions = [FakeSession() for _ in range(3)]
     first, *further = [engine(session) for session in sessions]
-    batcher: Batcher[Request] = Batcher(8, 10_000, help_from=10_000)
+    batcher: Batcher[Request] = Batcher(8, QueuePolicy(10_000), help_from=10_000)
     threads = EngineThreads("test", Engines(first, first), batcher, respond, instances=further)
     for session in sessions:
         session.gate.clear()
@@ -358,7 +359,7 @@ def test_instances_take_what_waits_at_once() -> None:
 
 def test_late_ones_are_answered_after_the_end() -> None:
     session = FakeSession()
-    batcher: Batcher[Request] = Batcher(8, 10_000)
+    batcher: Batcher[Request] = Batcher(8, QueuePolicy(10_000))
     threads = EngineThreads("test", Engines(engine(session), engine(session)), batcher, respond)
     batcher.close(threads.late())
     threads.join()

@@ -34,7 +34,10 @@ def read(content: bytes | None) -> dict[str, int]:
     if not isinstance(values, dict):
         raise ModelError(f'{FILE} is not an object of aliases and versions; write e.g. {{"stable": 3}}')
     for name, number in values.items():
-        check(name, number)
+        try:
+            check(name, number)
+        except ModelError as error:
+            raise ModelError(f"{FILE}: {error}") from None
     return values
 
 
@@ -43,9 +46,17 @@ def written(aliases: Mapping[str, int]) -> bytes:
     return (json.dumps(dict(sorted(aliases.items())), indent=2) + "\n").encode()
 
 
+def version_of(text: str) -> int | str:
+    """The version that a text names: its number, 0 for the default if it is empty, or else what may be an alias."""
+    if not text:
+        return 0
+    # More digits than any version has.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else text
+
+
 def check(name: str, number: object) -> None:
     """Raises ModelError if they are no alias and no version."""
     if not _NAME.fullmatch(name):
-        raise ModelError(f"{FILE}: {name[:80]!r} is no alias: begin with a letter, go on with letters, digits, '_.-'")
+        raise ModelError(f"{name[:80]!r} is no alias: begin with a letter, go on with letters, digits, '_.-'")
     if type(number) is not int or number < 1:
-        raise ModelError(f"{FILE}: {name!r} is {number!r}, but must be a version, a positive whole number")
+        raise ModelError(f"{name!r} is {number!r}, but must be a version, a positive whole number")

@@ -15,7 +15,7 @@ READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVA
 # The error of a version that was unloaded by request.
 UNLOADED = "unloaded"
 
-# A version that failed to load on demand is tried again by the first request after this time, not by each.
+# What failed and may succeed later is tried again after this time: on demand by the first request, not by each.
 _RETRY_SECONDS = 60.0
 
 
@@ -51,6 +51,7 @@ class Slot:
         loading: Whether it is being loaded.
         on_demand: Whether a request may have it loaded.
         failed: When loading it failed, seconds of `time.monotonic()`.
+        passing: Whether that was for a reason that passes.
     """
 
     model: Model | None = None
@@ -59,11 +60,21 @@ class Slot:
     loading: bool = False
     on_demand: bool = False
     failed: float = -_RETRY_SECONDS
+    passing: bool = False
 
     @property
     def loadable(self) -> bool:
         """Whether the next request has it loaded."""
-        return self.on_demand and (not self.error or time.monotonic() - self.failed >= _RETRY_SECONDS)
+        return self.on_demand and (not self.error or self._rested)
+
+    @property
+    def due(self) -> bool:
+        """Whether loading it failed for a reason that may have passed by now."""
+        return bool(self.error) and self.passing and self._rested
+
+    @property
+    def _rested(self) -> bool:
+        return time.monotonic() - self.failed >= _RETRY_SECONDS
 
     @property
     def answers(self) -> bool:
@@ -82,6 +93,7 @@ class Entry:
         options: From its config.pbtxt; None before it was read.
         aliases: Versions by name.
         error: Why what stands in the repository now is not what is served; empty if it is.
+        passing: Whether that is for a reason that passes.
         slots: By version: those that are served or should be.
         leaving: Versions that answer what they have before they go.
         unloaded: Whether it was unloaded by request.
@@ -93,6 +105,7 @@ class Entry:
     options: ModelOptions | None = None
     aliases: dict[str, int] = field(default_factory=dict)
     error: str = ""
+    passing: bool = False
     slots: dict[int, Slot] = field(default_factory=dict)
     leaving: set[int] = field(default_factory=set)
     unloaded: bool = False
@@ -101,6 +114,15 @@ class Entry:
     def default(self) -> int:
         """The highest version that answers; 0 if none does."""
         return max((number for number, slot in self.slots.items() if slot.answers), default=0)
+
+    def answers(self, number: int) -> bool:
+        """Whether requests for a version are answered, at once or after loading."""
+        return number in self.slots and self.slots[number].answers
+
+    @property
+    def due(self) -> bool:
+        """Whether there is a version to be tried again."""
+        return any(slot.due for slot in list(self.slots.values()))
 
     def models(self) -> Iterable[tuple[int, Model]]:
         """What is in memory."""

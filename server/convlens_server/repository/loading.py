@@ -12,9 +12,10 @@ from convlens_server.device import DeviceError
 from convlens_server.errors import ModelError
 from convlens_server.metrics import Metrics
 from convlens_server.model import Model
-from convlens_server.repository.memory import check_fits
+from convlens_server.repository.memory import NoRoomError, check_fits
 from convlens_server.repository.model_config import ModelOptions
 from convlens_server.repository.store import RepositoryError, Store
+from convlens_server.samples import read_samples
 from convlens_server.settings import EngineSettings
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,15 @@ _ATTEMPTS = 3
 
 
 class LoadError(Exception):
-    """A version cannot be served; the text is for callers, who are not told where the server keeps its files."""
+    """A version cannot be served; the text is for callers, who are not told where the server keeps its files.
+
+    Attributes:
+        passing: Whether the same files may be served later: memory had no room, or the store did not answer.
+    """
+
+    def __init__(self, text: str, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +55,14 @@ class Loader:
 
         Raises:
             LoadError: It cannot be served.
-            DeviceError: The device has ceased to work.
         """
         try:
             return self._load(name, number, options)
-        except (LoadError, DeviceError):
+        except LoadError:
             raise
-        except RepositoryError as error:
-            raise LoadError(str(error)) from None
+        except (RepositoryError, DeviceError) as error:
+            log.error("version %d of model %s cannot be served: %s", number, name, error)
+            raise LoadError(str(error), passing=isinstance(error, RepositoryError)) from None
         except Exception as error:
             log.exception("version %d of model %s cannot be served: internal error", number, name)
             text = f"internal error ({type(error).__name__}); the server's log has the trace"
@@ -65,6 +74,7 @@ class Loader:
             path: Path | None = None
             model: Model | None = None
             reason = ""
+            passing = False
             try:
                 folder = self.store.fetch(name, number, stamp)
                 path, precision = self._variant(name, number, folder / (options.file or file_name(PRECISIONS[0])))
@@ -79,14 +89,16 @@ class Loader:
                     self.metrics,
                     options.labels,
                     options.config,
+                    read_samples(folder),
                 )
             except ModelError as error:
                 reason = str(error).removeprefix(f"{path}: ")
+                passing = isinstance(error, NoRoomError)
                 log.error("version %d of model %s cannot be served: %s: %s", number, name, path or self.store, reason)
                 reason = reason if path is None or path.name == file_name(PRECISIONS[0]) else f"{path.name}: {reason}"
             if self._stamp(name, number) == stamp:
                 if model is None:
-                    raise LoadError(reason)
+                    raise LoadError(reason, passing)
                 log.info("version %d of model %s is ready (%s)", number, name, model.manifest.precision)
                 _compare(model)
                 return model, stamp

@@ -12,7 +12,7 @@ from convlens_server.device import Device
 from convlens_server.errors import ModelError
 from convlens_server.repository.policy import ALL, Policy
 from convlens_server.repository.text_format import without_unknown
-from convlens_server.settings import EngineSettings, ModelSettings
+from convlens_server.settings import EngineSettings, ModelSettings, QueuePolicy
 from convlens_server.v2 import model_config_pb2 as pb
 
 FILE = "config.pbtxt"
@@ -32,7 +32,7 @@ _HONOURED = frozenset({
     "dynamic_batching.default_queue_policy.timeout_action",
     "dynamic_batching.default_queue_policy.default_timeout_microseconds",
     "dynamic_batching.default_queue_policy.allow_timeout_override",
-    "dynamic_batching.default_queue_policy.max_queue_size",
+    "dynamic_batching.default_queue_policy.max_queue_size", "dynamic_batching.priority_queue_policy",
 })  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def read_options(name: str, read: Callable[[str], bytes | None], settings: Engin
         device=settings.device,
         max_batch=settings.max_batch,
         queue_delay=settings.max_queue_delay,
-        max_queue=settings.max_queue,
+        queue=QueuePolicy(settings.max_queue),
     )
     content = read(FILE)
     if content is None:
@@ -160,24 +160,35 @@ def _settings(config: pb.ModelConfig, settings: ModelSettings) -> tuple[ModelSet
     level = batching.default_priority_level
     if levels and not 1 <= level <= levels:
         raise _ConfigError(f"dynamic_batching.default_priority_level is {level}, but must be 1 … {levels}")
-    policy = batching.default_queue_policy
-    timeout = policy.default_timeout_microseconds / 1e6
-    if policy.timeout_action == pb.ModelQueuePolicy.DELAY:
-        # What is late stays in the queue, in its turn.
-        reasons.append("dynamic_batching.default_queue_policy.timeout_action DELAY (late requests keep their place)")
-        timeout = 0.0
+    queue = settings.queue
+    if batching.HasField("default_queue_policy"):
+        queue = _policy(batching.default_queue_policy, settings.queue.max_queue)
+    own = {number: _policy(each, settings.queue.max_queue) for number, each in batching.priority_queue_policy.items()}
+    for number in sorted(own.keys() - set(range(1, levels + 1))):
+        there = f"the levels are 1 … {levels}" if levels else "there are no priority_levels"
+        reasons.append(f"dynamic_batching.priority_queue_policy of level {number} ({there})")
+    # Without levels all requests are of one, where it has to let some pass others.
+    count = levels or int(queue.delays)
     return (
         replace(
             settings,
             preferred=tuple(sizes),
             queue_delay=batching.max_queue_delay_microseconds / 1e6,
-            max_queue=policy.max_queue_size or settings.max_queue,
-            max_wait=timeout,
-            shorter_waits=policy.allow_timeout_override or not batching.HasField("default_queue_policy"),
-            priority_levels=levels,
-            default_priority=level or 1,
+            queue=queue,
+            levels=tuple(own.get(number, queue) if levels else queue for number in range(1, count + 1)),
+            default_level=level or 1,
         ),
         reasons,
+    )
+
+
+def _policy(policy: pb.ModelQueuePolicy, max_queue: int) -> QueuePolicy:
+    """A policy; one that does not bound the queue has the server's bound."""
+    return QueuePolicy(
+        max_queue=policy.max_queue_size or max_queue,
+        max_wait=policy.default_timeout_microseconds / 1e6,
+        shorter_waits=policy.allow_timeout_override,
+        delays=policy.timeout_action == pb.ModelQueuePolicy.DELAY,
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from convlens_server.errors import ModelError
+from convlens_server.repository import aliases
 from convlens_server.repository.store import Found, RepositoryError, found, is_name, is_version, stamp
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class RemoteStore:
     def models(self) -> dict[str, Found]:
         """`Store.models`."""
         listing = self._list(self._root)
+        if not listing and not self._is_there():
+            raise RepositoryError(f"model repository {self._url} is not there; see --models")
         names = sorted({path.split("/", 1)[0] for path in listing if "/" in path})
         return {name: _model(name, _below(listing, name)) for name in names if is_name(name)}
 
@@ -88,7 +91,7 @@ class RemoteStore:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise ModelError(f"{file} cannot be read: {_reason(error)}") from None
+            raise RepositoryError(f"{file} cannot be read: {_reason(error)}") from None
         return content
 
     def write(self, name: str, file: str, content: bytes) -> None:
@@ -111,10 +114,10 @@ class RemoteStore:
                 shutil.rmtree(place.parent)
             try:
                 self._download(name, number, place)
-            except ModelError:
+            except (ModelError, RepositoryError):
                 raise
             except Exception as error:
-                raise ModelError(f"cannot be downloaded: {_reason(error)}") from None
+                raise RepositoryError(f"cannot be downloaded: {_reason(error)}") from None
             for old in place.parent.parent.glob(f"{number}-*"):
                 if old != place.parent:
                     shutil.rmtree(old, ignore_errors=True)
@@ -144,6 +147,13 @@ class RemoteStore:
                 if not place.is_dir():
                     raise
 
+    def _is_there(self) -> bool:
+        """Whether there is such a folder; in a store without folders, such a bucket."""
+        try:
+            return any(self._files.exists(place) for place in (self._root, self._root.strip("/").split("/")[0]))
+        except Exception as error:
+            raise RepositoryError(f"model repository {self._url} cannot be read: {_reason(error)}") from None
+
     def _list(self, folder: str) -> dict[str, Mapping[str, Any]]:
         """The files below a folder, by their paths in it."""
         try:
@@ -166,16 +176,18 @@ def _below(listing: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Map
 def _model(name: str, listing: Mapping[str, Mapping[str, Any]]) -> Found:
     versions: dict[int, list[object]] = {}
     beside: list[object] = []
+    named: list[object] = []
     ignored = set()
     for path, info in sorted(listing.items()):
         first, _, rest = path.partition("/")
         if not rest:
-            beside.append(_identity(path, info))
+            (named if path == aliases.FILE else beside).append(_identity(path, info))
         elif is_version(first):
             versions.setdefault(int(first), []).append(_identity(path, info))
         elif not first.startswith("."):
             ignored.add(first)
-    return found(name, {number: stamp(parts) for number, parts in versions.items()}, stamp(beside), sorted(ignored))
+    stamps = {number: stamp(parts) for number, parts in versions.items()}
+    return found(name, stamps, stamp(beside), stamp(named), sorted(ignored))
 
 
 def _identity(path: str, info: Mapping[str, Any]) -> tuple[str, ...]:
@@ -183,10 +195,15 @@ def _identity(path: str, info: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _checked(file: Path, path: str, info: Mapping[str, Any]) -> str:
-    """The SHA-256 of a downloaded file. Raises ModelError if it is not what the store says it has."""
+    """The SHA-256 of a downloaded file.
+
+    Raises:
+        RepositoryError: It was cut off.
+        ModelError: It is not what the store says it has.
+    """
     size = file.stat().st_size
     if (expected := info.get("size")) not in (None, size):
-        raise ModelError(f"{path} has {size} bytes where the store has {expected}: the download was cut off")
+        raise RepositoryError(f"{path} has {size} bytes where the store has {expected}: the download was cut off")
     sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
         while block := stream.read(2**20):
@@ -198,12 +215,13 @@ def _checked(file: Path, path: str, info: Mapping[str, Any]) -> str:
 
 
 def _md5(info: Mapping[str, Any]) -> str | None:
-    """The MD5 that a store knows of a file, as hexadecimal digits; Google's does.
+    """The MD5 that a store knows of a file, as hexadecimal digits; Google's does, and Azure's of most.
 
     S3's ETag is no checksum that could be compared: it is another number where the bucket encrypts by a key.
     """
     try:
-        return base64.b64decode(info["md5Hash"], validate=True).hex()
+        known = info["md5Hash"] if "md5Hash" in info else info["content_settings"]["content_md5"]
+        return known.hex() if isinstance(known, (bytes, bytearray)) else base64.b64decode(known, validate=True).hex()
     except (KeyError, TypeError, binascii.Error):
         return None
 

@@ -10,13 +10,13 @@ import enum
 import logging
 import threading
 from collections.abc import Callable
-from functools import partial
 
-from convlens_server.device import DeviceError
 from convlens_server.errors import (
+    AliasNotMoved,
     InvalidRequest,
     ModelError,
     ModelNotReady,
+    NotFound,
     NotLoaded,
     RepositoryRefused,
     near,
@@ -25,12 +25,11 @@ from convlens_server.errors import (
 from convlens_server.metrics import Metrics
 from convlens_server.model import Model
 from convlens_server.repository import aliases
-from convlens_server.repository.entry import READY, Entry, Slot, Version
-from convlens_server.repository.loading import Loader, LoadError
-from convlens_server.repository.model_config import read_options
+from convlens_server.repository.entry import READY, Entry, Version
 from convlens_server.repository.on_demand import OnDemand, Waiting
 from convlens_server.repository.store import Found, RepositoryError, Store
 from convlens_server.repository.table import Table, no_version
+from convlens_server.repository.updating import Updater
 from convlens_server.settings import EngineSettings
 
 log = logging.getLogger(__name__)
@@ -72,15 +71,11 @@ class Repository:
         max_loaded: int = 0,
     ) -> None:
         self._store = store
-        self._settings = settings
         self._control = control
         self._lazy = lazy
-        self._max_loaded = max_loaded
-        self._loader = Loader(store, settings, metrics)
         self._table = Table(metrics)
-        self._on_demand = OnDemand(self._demanded)
-        # One model is built at a time: building takes all cores, and so the bound on what is loaded is exact.
-        self._building = threading.Lock()
+        self._updater = Updater(store, settings, metrics, self._table, lazy, max_loaded)
+        self._on_demand = OnDemand(self._updater.demanded)
         self._closed = threading.Event()
         self._poller: threading.Thread | None = None
         metrics.loaded = lambda: len(self.models)
@@ -103,31 +98,31 @@ class Repository:
         """The loaded ones."""
         return self._table.models
 
-    def resolve(self, name: str, number: int) -> Model:
+    def resolve(self, name: str, version: int | str) -> Model:
         """The model that a request asks for.
 
         A request that has got it is answered by it, even if it leaves in the meantime.
 
         Args:
             name: Of the model; may be empty where there is only one.
-            number: Version; 0 is the default.
+            version: Its number, 0 being the default; or an alias.
 
         Raises:
-            InvalidRequest: No name, and several models; or a negative version.
+            InvalidRequest: No name, and several models; a negative version; or no alias of the model.
             NotFound: No such model or version.
             NotLoaded: The version is loaded on demand; see `when_ready`.
             ModelNotReady: The version could not be loaded, is being loaded or was unloaded.
         """
-        return self._table.resolve(name, number)
+        return self._table.resolve(name, version)
 
-    def when_ready(self, name: str, number: int, item: Waiting, use: Callable[[Model], None]) -> None:
+    def when_ready(self, name: str, version: int | str, item: Waiting, use: Callable[[Model], None]) -> None:
         """Calls `use` with the model that a request asks for: at once if it is loaded, else from another thread.
 
         What fails in that thread fails the item. Never blocks.
 
         Args:
             name: As `resolve`.
-            number: As `resolve`.
+            version: As `resolve`.
             item: The request. If its caller leaves or its deadline passes before the model is loaded, it is failed.
             use: May raise.
 
@@ -137,39 +132,20 @@ class Repository:
             Draining: The server is shutting down.
         """
         try:
-            model = self._table.resolve(name, number)
+            model = self._table.resolve(name, version)
         except NotLoaded as missing:
             self._on_demand.wait(missing.metadata["model"], int(missing.metadata["version"]), item, use)
             return
         use(model)
 
-    def version_number(self, name: str, text: str) -> int:
-        """The number of a version that is named by a text: a number, an alias of the model, or "" for the default.
+    def version_number(self, name: str, version: int | str) -> int:
+        """The number of a version that may be given by an alias. Raises InvalidRequest and NotFound, as `resolve`."""
+        return self._table.number(name, version)
 
-        Raises:
-            InvalidRequest: It is neither.
-            NotFound: There is no such model.
-        """
-        if not text:
-            return 0
-        if text.isascii() and text.isdigit() and len(text) <= 18:
-            return int(text)
-        with self._table.lock:
-            known = self._table.entry(name).aliases
-        if text in known:
-            return known[text]
-        raise InvalidRequest(
-            f"failed to get model version from specified version string {shown(text)!r} (should be an integral value > "
-            f"0, or an alias){near(shown(text), known)}",
-            reason="VERSION_NOT_A_NUMBER",
-            field="version",
-            metadata={"version": shown(text)},
-        )
-
-    def is_ready(self, name: str, number: int) -> bool:
+    def is_ready(self, name: str, version: int | str) -> bool:
         """Whether requests are answered, if need be after loading. Raises as `resolve`, but for ModelNotReady."""
         try:
-            self._table.resolve(name, number)
+            self._table.resolve(name, version)
         except NotLoaded:
             return True
         except ModelNotReady:
@@ -193,9 +169,9 @@ class Repository:
         with self._table.change(_checked(name)) as entry:
             found = self._look(name)
             if found is None:
-                self._remove(entry)
+                self._updater.remove(entry)
                 self._table.not_found(name)
-            self._update(entry, found, now=True)
+            self._updater.update(entry, found, now=True)
             with self._table.lock:
                 failed = [version for version in entry.versions() if version.error]
         if failed:
@@ -221,14 +197,23 @@ class Repository:
             self._table.swap(entry, {}, {})
         log.info("model %s was unloaded", name)
 
+    def aliases(self, name: str) -> dict[str, int]:
+        """A model's aliases and the versions that they name. Raises NotFound, and InvalidRequest for no name."""
+        with self._table.lock:
+            return dict(self._table.entry(_checked(name)).aliases)
+
     def move_alias(self, name: str, alias: str, number: int) -> None:
-        """Lets an alias name another version, which is loaded first if it is not served; returns when it holds.
+        """Lets an alias name another version, or begin to name one; returns when it does.
+
+        A version that is not served is loaded first, and with it what else of the model has changed. To one that is
+        served it moves at once. The file aliases.json is written before it moves.
 
         Raises:
             RepositoryRefused: Models are not changed by request here.
             InvalidRequest: The name or the alias is none.
             NotFound: There is no such model or version.
-            ModelNotReady: The version could not be loaded, or the alias not be written; it is left where it was.
+            ModelNotReady: The repository cannot be read.
+            AliasNotMoved: The version could not be loaded, or aliases.json not be written.
         """
         self._check_explicit("move an alias of")
         try:
@@ -241,24 +226,55 @@ class Repository:
                 self._table.not_found(name)
             if number not in found.stamps:
                 no_version(name, number, list(found.stamps))
-            before = entry.aliases
-            moved = {**before, alias: number}
-            self._update(entry, found, now=not self._lazy, moved=moved)
-            slot = entry.slots.get(number)
-            reason = entry.error or (slot.error if slot else "")
+            if not entry.answers(number):
+                self._updater.update(entry, found, now=not self._lazy, also={number})
             try:
-                if slot is None or not slot.answers:
+                if not entry.answers(number):
+                    reason = entry.error or entry.slots[number].error
                     raise ModelError(f"version {number} could not be loaded: {reason}")
-                self._store.write(name, aliases.FILE, aliases.written(moved))
-            except ModelError as error:
-                with self._table.lock:
-                    entry.aliases = before
-                raise ModelNotReady(
+                self._write(entry, alias, number)
+            except (ModelError, RepositoryError) as error:
+                # What was loaded for it alone leaves.
+                self._updater.alias(entry, entry.aliases)
+                raise AliasNotMoved(
                     f"alias {alias!r} of model {name!r} is left where it was: {error}",
                     field="alias",
                     metadata={"model": name, "version": number},
                 ) from None
+            self._updater.alias(entry, {**entry.aliases, alias: number})
         log.info("alias %s of model %s is version %d", alias, name, number)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Ends an alias; a version that is served for it alone leaves.
+
+        Raises:
+            RepositoryRefused: Models are not changed by request here.
+            InvalidRequest: The name is none.
+            NotFound: There is no such model or alias.
+            AliasNotMoved: aliases.json could not be written.
+        """
+        self._check_explicit("remove an alias of")
+        with self._table.lock:
+            self._table.entry(_checked(name))
+        with self._table.change(name) as entry:
+            left = {other: number for other, number in entry.aliases.items() if other != alias}
+            if len(left) == len(entry.aliases):
+                raise NotFound(
+                    f"model {name!r} has no alias {shown(alias)!r}{near(shown(alias), entry.aliases)}",
+                    reason="ALIAS_NOT_FOUND",
+                    field="alias",
+                    metadata={"model": name, "alias": shown(alias)},
+                )
+            try:
+                self._write(entry, alias, None)
+            except (ModelError, RepositoryError) as error:
+                raise AliasNotMoved(
+                    f"alias {alias!r} of model {name!r} is left where it was: {error}",
+                    field="alias",
+                    metadata={"model": name},
+                ) from None
+            self._updater.alias(entry, left)
+        log.info("alias %s of model %s was removed", alias, name)
 
     def close(self) -> None:
         """Lets every engine answer what it has, and ends it."""
@@ -277,7 +293,7 @@ class Repository:
             )
         for name, found in models.items():
             with self._table.change(name) as entry:
-                self._update(entry, found, now=not self._lazy)
+                self._updater.update(entry, found, now=not self._lazy)
         if fixed and not any(version.state == READY for version in self.versions):
             failures = "; ".join(f"{each.name} version {each.number}: {each.error}" for each in self.versions)
             raise RepositoryError(f"no model in {self._store} could be loaded: {failures}")
@@ -296,103 +312,22 @@ class Repository:
         for name in self._table.names:
             if name not in models:
                 with self._table.change(name) as entry:
-                    self._remove(entry)
+                    self._updater.remove(entry)
         for name, found in models.items():
             known = self._table.get(name)
-            if not self._closed.is_set() and (known is None or known.found != found):
-                with self._table.change(name) as entry:
-                    self._update(entry, found, now=not self._lazy)
+            same = known is not None and known.found == found and not (known.error and known.passing)
+            if self._closed.is_set() or (known is not None and same and not known.due):
+                continue
+            with self._table.change(name) as entry:
+                self._updater.update(entry, found, now=not self._lazy, only_due=same)
 
-    def _update(self, entry: Entry, found: Found, now: bool, moved: dict[str, int] | None = None) -> None:
-        """Brings a model up to date with what stands in the repository; what fails is noted in it.
-
-        Args:
-            entry: Held by the caller.
-            found: What stands there.
-            now: Whether to load what is not in memory; what is there, and has changed, is loaded anew in any case.
-            moved: The aliases to be; None reads them.
-        """
-        name = entry.name
-        for folder in found.ignored:
-            log.warning("%s/%s is not served: a version's folder is named by a positive whole number", name, folder)
-        try:
-            if found.error:
-                raise ModelError(found.error)
-            options = read_options(name, partial(self._store.read, name), self._settings)
-            names = aliases.read(self._store.read(name, aliases.FILE)) if moved is None else moved
-            for alias, number in names.items():
-                if number not in found.stamps:
-                    raise ModelError(f"{aliases.FILE}: {alias!r} is version {number}, but there is none")
-        except ModelError as error:
-            log.error("model %s cannot be served as it stands in the repository: %s", name, error)
-            with self._table.lock:
-                entry.found, entry.error, entry.unloaded = found, str(error), False
-                for number in found.stamps:
-                    entry.slots.setdefault(number, Slot(error=str(error)))
-            return
-        for option in options.ignored:
-            log.warning("config.pbtxt of model %s: %s is not honoured", name, option)
-        wanted = options.policy.choose(found.stamps) | set(names.values())
-        with self._table.lock:
-            # Files beside the versions hold for all of them.
-            same = entry.found is not None and entry.found.stamp == found.stamp and not entry.error
-            entry.found, entry.error, entry.unloaded = found, "", False
-            entry.options, entry.aliases = options, names
-            old = {number for number, _ in entry.models()}
-            slots = {number: entry.slots.get(number) or Slot() for number in wanted | old}
-            for slot in slots.values():
-                slot.on_demand = self._lazy
-                if slot.model is None:
-                    slot.error = ""
-            entry.slots = slots
-        new: dict[int, tuple[Model, str]] = {}
-        failed: dict[int, str] = {}
-        for number in sorted(wanted, reverse=True):
-            slot = slots[number]
-            full = 0 < self._max_loaded <= len(new)
-            if (now and not full) if slot.model is None else (not same or slot.stamp != found.stamps.get(number)):
-                try:
-                    new[number] = self._build(entry, number, len(new))
-                except (LoadError, DeviceError) as error:
-                    failed[number] = str(error)
-        # As long as what should be served cannot be, what was served is.
-        kept = wanted | old if failed else wanted
-        self._table.swap(entry, {number: slots[number] for number in kept}, new, failed)
-
-    def _build(self, entry: Entry, number: int, built: int = 0) -> tuple[Model, str]:
-        """A version, warm, and its stamp, with room made for it and what was built with it. Raises LoadError."""
-        assert entry.options is not None
-        slot = entry.slots[number]
-        with self._building:
-            with self._table.lock:
-                slot.loading = True
-            try:
-                if self._max_loaded:
-                    self._table.make_room(self._max_loaded - built, entry, number)
-                return self._loader.load(entry.name, number, entry.options)
-            finally:
-                with self._table.lock:
-                    slot.loading = False
-
-    def _demanded(self, name: str, number: int) -> Model:
-        """`OnDemand`'s load."""
-        with self._table.change(name) as entry:
-            slot = entry.slots.get(number)
-            if slot is None or slot.model is not None or not slot.loadable:
-                return self._table.resolve(name, number)
-            try:
-                built = self._build(entry, number)
-            except (LoadError, DeviceError) as error:
-                self._table.swap(entry, entry.slots, {}, {number: str(error)})
-                return self._table.resolve(name, number)
-            self._table.swap(entry, entry.slots, {number: built})
-            return self._table.resolve(name, number)
-
-    def _remove(self, entry: Entry) -> None:
-        self._table.swap(entry, {}, {})
-        with self._table.lock:
-            entry.found = None
-        log.info("model %s has left the repository", entry.name)
+    def _write(self, entry: Entry, alias: str, number: int | None) -> None:
+        """Changes one alias in aliases.json; None removes it. Raises ModelError and RepositoryError."""
+        names = aliases.read(self._store.read(entry.name, aliases.FILE))
+        names.pop(alias, None)
+        if number is not None:
+            names[alias] = number
+        self._store.write(entry.name, aliases.FILE, aliases.written(names))
 
     def _look(self, name: str) -> Found | None:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from convlens_server.errors import ModelError
+from convlens_server.repository import aliases
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class Found:
     Attributes:
         name: Of its folder.
         stamps: By version; another one means that a file of the version has changed.
-        stamp: Of the files beside the versions: config.pbtxt, labels, aliases.
+        stamp: Of the files beside the versions that hold for all of them: config.pbtxt, labels.
+        aliases: Of aliases.json.
         error: Why nothing of it can be served; empty if it can.
         ignored: Folders in it that are no versions.
     """
@@ -38,6 +40,7 @@ class Found:
     name: str
     stamps: dict[int, str] = field(default_factory=dict)
     stamp: str = ""
+    aliases: str = ""
     error: str = ""
     ignored: tuple[str, ...] = ()
 
@@ -52,13 +55,18 @@ class Store(Protocol):
         """One model; None if it is not there. Raises RepositoryError if the place cannot be read."""
 
     def read(self, name: str, file: str) -> bytes | None:
-        """A file in a model's folder; None if it is not there. Raises ModelError."""
+        """A file in a model's folder; None if it is not there. Raises ModelError, RepositoryError."""
 
     def write(self, name: str, file: str, content: bytes) -> None:
         """Replaces a file in a model's folder, at once. Raises ModelError."""
 
     def fetch(self, name: str, number: int, stamp: str) -> Path:
-        """A version's folder on the local disk, with this stamp if it is still there. Raises ModelError."""
+        """A version's folder on the local disk, with this stamp if it is still there.
+
+        Raises:
+            ModelError: Something is wrong with the version.
+            RepositoryError: It cannot be read now, but perhaps later.
+        """
 
 
 class LocalStore:
@@ -106,7 +114,8 @@ class LocalStore:
             return Found(name, error=str(error))
         except OSError as error:
             return Found(name, error=f"its folder cannot be read: {error.strerror}")
-        return found(name, stamps, _stamp(beside), ignored)
+        named = [file for file in beside if file.name == aliases.FILE]
+        return found(name, stamps, _stamp(file for file in beside if file not in named), _stamp(named), ignored)
 
     def read(self, name: str, file: str) -> bytes | None:
         """`Store.read`."""
@@ -148,7 +157,7 @@ class LocalStore:
         _below(path, self._folder, f"{path.name!r} is a symbolic link out of the repository; copy the files into it")
 
 
-def found(name: str, stamps: dict[int, str], stamp: str, ignored: Iterable[str]) -> Found:
+def found(name: str, stamps: dict[int, str], stamp: str, aliases: str, ignored: Iterable[str]) -> Found:
     """What was found of a model, with the reason if there is nothing to serve."""
     ignored = tuple(ignored)
     error = ""
@@ -156,7 +165,7 @@ def found(name: str, stamps: dict[int, str], stamp: str, ignored: Iterable[str])
         error = "holds no versions: it must hold <version>/model.onnx, the version a positive whole number"
         if ignored:
             error += f"; there is {', '.join(repr(each) for each in ignored[:5])}"
-    return Found(name, dict(sorted(stamps.items())), stamp, error, ignored)
+    return Found(name, dict(sorted(stamps.items())), stamp, aliases, error, ignored)
 
 
 def is_name(name: str) -> bool:

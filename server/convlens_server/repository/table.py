@@ -15,6 +15,7 @@ from convlens_server.metrics import Metrics
 from convlens_server.model import Model
 from convlens_server.pool import BoundedPool
 from convlens_server.repository.entry import LOADING, UNLOADED, UNLOADING, Entry, Slot, Version
+from convlens_server.repository.loading import LoadError
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ class Table:
         self._metrics = metrics
         self.lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
-        # What requests get; version 0 stands for the default, and no name for the only model. Never changed, but
-        # replaced.
-        self._ready: Mapping[tuple[str, int], Model] = MappingProxyType({})
+        # What requests get, by name and by number or alias; version 0 stands for the default, and no name for the only
+        # model. Never changed, but replaced.
+        self._ready: Mapping[tuple[str, int | str], Model] = MappingProxyType({})
         # Runs what was sent to a model just before it left.
         self._late = BoundedPool("a model that left", 1, max_waiting=4096)
 
@@ -57,9 +58,9 @@ class Table:
         with self.lock:
             return tuple(model for entry in self._entries.values() for _, model in entry.models())
 
-    def resolve(self, name: str, number: int) -> Model:
+    def resolve(self, name: str, version: int | str) -> Model:
         """`Repository.resolve`."""
-        model = self._ready.get((name, number)) or self._find(name, number)
+        model = self._ready.get((name, version)) or self._find(name, version)
         model.used = time.monotonic()
         return model
 
@@ -108,15 +109,18 @@ class Table:
 
     def publish(self) -> None:
         """Makes what the entries hold what requests get, in one step. The lock is held."""
-        ready: dict[tuple[str, int], Model] = {}
+        ready: dict[tuple[str, int | str], Model] = {}
         for name, entry in self._entries.items():
             default = entry.default
             for number, model in entry.models():
                 ready[name, number] = model
                 if number == default:
                     ready[name, 0] = model
+            for alias, number in entry.aliases.items():
+                if (name, number) in ready:
+                    ready[name, alias] = ready[name, number]
         if len(self._known()) == 1:
-            ready.update({("", number): model for (_, number), model in list(ready.items())})
+            ready.update({("", version): model for (_, version), model in list(ready.items())})
         self._ready = ready
 
     def swap(
@@ -124,7 +128,8 @@ class Table:
         entry: Entry,
         slots: Mapping[int, Slot],
         new: Mapping[int, tuple[Model, str]],
-        failed: Mapping[int, str] = MappingProxyType({}),
+        failed: Mapping[int, LoadError] = MappingProxyType({}),
+        aliases: Mapping[str, int] | None = None,
     ) -> None:
         """Puts slots in the place of an entry's, and new models into them; returns when what they replace has gone.
 
@@ -133,6 +138,7 @@ class Table:
             slots: By version.
             new: Models with their stamps, for some of the slots.
             failed: Why others of them have no new model.
+            aliases: From now on; None leaves them.
         """
         with self.lock:
             leaving = {number: model for number, model in entry.models() if number not in slots or number in new}
@@ -142,8 +148,10 @@ class Table:
                 slot = entry.slots[number]
                 slot.model, slot.stamp, slot.error = model, stamp, ""
             for number, error in failed.items():
-                entry.slots[number].error = error
-                entry.slots[number].failed = time.monotonic()
+                slot = entry.slots[number]
+                slot.error, slot.passing, slot.failed = str(error), error.passing, time.monotonic()
+            if aliases is not None:
+                entry.aliases = dict(aliases)
             entry.leaving |= leaving.keys()
             self.publish()
         for model in leaving.values():
@@ -193,11 +201,19 @@ class Table:
             metadata={"model": shown(name)},
         )
 
-    def _find(self, name: str, number: int) -> Model:
+    def number(self, name: str, version: int | str) -> int:
+        """`Repository.version_number`."""
+        if isinstance(version, int):
+            return version
+        with self.lock:
+            return _number(self.entry(name), version)
+
+    def _find(self, name: str, version: int | str) -> Model:
         """What the one look-up did not give: mostly an error."""
         with self.lock:
             entry = self.entry(name)
             name = entry.name
+            number = _number(entry, version)
             if number < 0:
                 raise InvalidRequest(
                     f"version is {number}, but must be positive, or 0 for the default",
@@ -216,11 +232,26 @@ class Table:
                     metadata={"model": name, "version": asked},
                 )
             versions = entry.versions()
-        for version in versions:
-            if number in (version.number, 0) or version.number == 0:
-                failed = version if number else versions[-1]
+        for each in versions:
+            if number in (each.number, 0) or each.number == 0:
+                failed = each if number else versions[-1]
                 raise ModelNotReady(_why_not(failed), field="model", metadata={"model": name, "version": failed.number})
-        return no_version(name, number, [version.number for version in versions])
+        return no_version(name, number, [each.number for each in versions])
+
+
+def _number(entry: Entry, version: int | str) -> int:
+    """The version that an alias of a model names. Raises InvalidRequest."""
+    if isinstance(version, int):
+        return version
+    if version not in entry.aliases:
+        raise InvalidRequest(
+            f"failed to get model version from specified version string {shown(version)!r} (should be an integral "
+            f"value > 0, or an alias){near(shown(version), entry.aliases)}",
+            reason="VERSION_NOT_A_NUMBER",
+            field="version",
+            metadata={"version": shown(version)},
+        )
+    return entry.aliases[version]
 
 
 def no_version(name: str, number: int, versions: list[int]) -> NoReturn:

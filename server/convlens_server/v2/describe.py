@@ -62,7 +62,7 @@ def configuration(model: Model, face: Face) -> config_pb.ModelConfig:
     batching.max_queue_delay_microseconds = round(settings.queue_delay * 1e6)
     if not batching.preferred_batch_size:
         batching.preferred_batch_size.append(model.batcher.max_batch)
-    batching.default_queue_policy.max_queue_size = model.batcher.max_queue
+    batching.default_queue_policy.max_queue_size = settings.queue.max_queue
     return config
 
 

@@ -22,6 +22,8 @@ from convlens_server.v2.tensors import BYTES, DATATYPES, Datatype, packed, whole
 
 SCORES = "scores"
 LOGITS = "logits"
+# Of the scores; a file may end in it.
+_LOGARITHM = "logarithm"
 
 _RAW = b"\x32"  # ModelInferResponse.raw_output_contents = 6
 
@@ -35,7 +37,7 @@ class Output:
         datatype: FP32, or FP16 where the file itself gives that.
         shape: For one image.
         layer: Of the lens that gives it; None: the engine does.
-        logits: Of the engine, whether it is the logits, not the scores.
+        of: What it is of what the engine gives: SCORES, LOGITS or _LOGARITHM.
         labels: One for each value; empty where the values are no classes.
     """
 
@@ -43,7 +45,7 @@ class Output:
     datatype: Datatype
     shape: tuple[int, ...]
     layer: Layer | None
-    logits: bool
+    of: str
     labels: Sequence[str]
 
     @property
@@ -114,8 +116,12 @@ class Plan:
         parts = [head, identity]
         for wanted in self._wanted:
             output = wanted.output
-            computed = logits if output.logits else scores
-            values = computed if output.layer is None else maps[output.layer.name]
+            if output.layer is not None:
+                values = maps[output.layer.name]
+            elif output.of == LOGITS:
+                values = logits
+            else:
+                values = scores if output.of == SCORES else _log_softmax(logits)
             if wanted.classes:
                 data = packed(_classification(values, wanted.classes, output.labels))
             else:
@@ -179,11 +185,9 @@ class Face:
         self.image_bytes = int(np.prod(self.shape)) * self.datatype.dtype.itemsize
         labels = model.manifest.labels
         float32 = DATATYPES[TensorProto.FLOAT]
-        self._outputs = {
-            name: Output(name, float32, (model.classes,), None, name == LOGITS, labels) for name in (SCORES, LOGITS)
-        }
+        self._outputs = {name: Output(name, float32, (model.classes,), None, name, labels) for name in (SCORES, LOGITS)}
         for layer in model.catalogue.layers:
-            self._outputs[layer.name] = Output(layer.name, float32, layer.shape, layer, False, _labels(layer, labels))
+            self._outputs[layer.name] = Output(layer.name, float32, layer.shape, layer, "", _labels(layer, labels))
         # Comes before a layer of its name, and that before "scores" and "logits".
         self.declared = (self._own(model),)
         self._outputs[self.declared[0].name] = self.declared[0]
@@ -212,17 +216,15 @@ class Face:
 
     def _own(self, model: Model) -> Output:
         """The output of the file itself."""
-        network = model.network
-        own = network.own
-        datatype = DATATYPES[own.output_type]
-        labels = model.manifest.labels
-        if own.output_is in (SCORES, LOGITS):
-            return Output(own.output_name, datatype, (model.classes,), None, own.output_is == LOGITS, labels)
-        # The logarithm of the scores, which the engine does not give.
-        layer = next((layer for layer in model.catalogue.layers if layer.tensor == own.output_name), None)
-        if layer is None:
-            return self._outputs[SCORES]
-        return Output(own.output_name, datatype, layer.shape, layer, False, labels)
+        own = model.network.own
+        return Output(
+            own.output_name,
+            DATATYPES[own.output_type],
+            (model.classes,),
+            None,
+            own.output_is or _LOGARITHM,
+            model.manifest.labels,
+        )
 
     def _output(self, name: str) -> Output:
         output = self._outputs.get(name)
@@ -298,6 +300,13 @@ def place_of(parameters: Mapping[str, pb.InferParameter], what: str, memory: Sha
 
 def _labels(layer: Layer, labels: Sequence[str]) -> Sequence[str]:
     return labels if layer.shape == (len(labels),) else ()
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    # Not the logarithm of the scores: small ones are 0.
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
 
 
 def _classification(values: npt.NDArray[np.float32], count: int, labels: Sequence[str]) -> Iterator[bytes]:

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convlens_server.errors import NotFound, shown
+from convlens_server.transport.base import Method
+from convlens_server.v2 import service_pb2 as pb
+from convlens_server.v2.asking import Asking, path
 from convlens_server.v2.errors import AlreadyExists, SharedMemoryFailed
+
+# Its name in ServerMetadata.
+EXTENSION = "system_shared_memory"
 
 # Where shm_open's objects are on Linux.
 _FOLDER = Path("/dev/shm")
@@ -200,3 +206,36 @@ def _alive(region: Region) -> int:
             f"Unable to find system shared memory region: {region.name!r}", reason="REGION_NOT_FOUND", field="name"
         )
     return region.descriptor
+
+
+class SharedMemoryMethods:
+    """The methods of the shared memory extension."""
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self._memory = memory
+
+    def methods(self, asking: Asking) -> tuple[Method, ...]:
+        """What a transport has to serve."""
+        return (
+            asking.at_once(path("SystemSharedMemoryStatus"), pb.SystemSharedMemoryStatusRequest, self._status),
+            asking.at_once(path("SystemSharedMemoryRegister"), pb.SystemSharedMemoryRegisterRequest, self._register),
+            asking.at_once(
+                path("SystemSharedMemoryUnregister"), pb.SystemSharedMemoryUnregisterRequest, self._unregister
+            ),
+        )
+
+    def _status(self, request: pb.SystemSharedMemoryStatusRequest) -> pb.SystemSharedMemoryStatusResponse:
+        response = pb.SystemSharedMemoryStatusResponse()
+        for region in self._memory.regions(request.name):
+            status = response.regions[region.name]
+            status.name, status.key = region.name, region.key
+            status.offset, status.byte_size = region.offset, region.size
+        return response
+
+    def _register(self, request: pb.SystemSharedMemoryRegisterRequest) -> pb.SystemSharedMemoryRegisterResponse:
+        self._memory.register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    def _unregister(self, request: pb.SystemSharedMemoryUnregisterRequest) -> pb.SystemSharedMemoryUnregisterResponse:
+        self._memory.unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()

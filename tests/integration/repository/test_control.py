@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 
 import grpc
 import pytest
 
 from convlens.v1 import convlens_pb2 as pb
-from convlens_server.errors import InvalidRequest, ModelNotReady, NotFound, RepositoryRefused
+from convlens_server.errors import AliasNotMoved, InvalidRequest, ModelNotReady, NotFound, RepositoryRefused
 from convlens_server.v2 import service_pb2 as v2
 from repositories import fails, request
 from support import pixels, serving
@@ -224,6 +225,56 @@ class TestPoll:
             (folder / "a").rename(folder / ".gone")
             until(lambda: list(states(server)) == [("b", 7)])
 
+    def test_what_had_no_room_is_tried_again_and_what_is_broken_is_not(self, folder, publish, monkeypatch):
+        from convlens_server.repository import entry, loading
+        from convlens_server.repository.memory import NoRoomError
+
+        real = loading.check_fits
+        tries: Counter[str] = Counter()
+        full = threading.Event()
+        full.set()
+
+        def check_fits(path):
+            tries[path.parent.name] += 1
+            if path.parent.name == "2" and full.is_set():
+                raise NoRoomError("there is no room")
+            real(path)
+
+        monkeypatch.setattr(loading, "check_fits", check_fits)
+        monkeypatch.setattr(entry, "_RETRY_SECONDS", 0.1)
+        publish("a", 1)
+        with serving(folder, model_control="poll", poll_seconds=0.02) as server:
+            publish("a", 2)
+            publish("a", 3, b"junk")
+            until(lambda: tries["2"] >= 4)
+            assert errors(server)["a", 2] == "there is no room"
+            assert server.stub.Classify(request("a"), timeout=10).version == 1
+            full.clear()
+            until(lambda: server.stub.Classify(request("a"), timeout=10).version == 2)
+            assert list(errors(server)) == [("a", 3)]
+            assert tries["3"] == 1
+
+    def test_what_was_loaded_is_replaced_when_there_is_room(self, folder, publish, monkeypatch):
+        from convlens_server.repository import entry, loading
+        from convlens_server.repository.memory import NoRoomError
+
+        publish("a", 1)
+        monkeypatch.setattr(entry, "_RETRY_SECONDS", 0.05)
+        with serving(folder, model_control="poll", poll_seconds=0.02) as server:
+
+            def check_fits(path):
+                raise NoRoomError("there is no room")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(loading, "check_fits", check_fits)
+                publish("a", 1)
+                (folder / "a" / "config.pbtxt").write_text("max_batch_size: 3")
+                until(lambda: errors(server) == {("a", 1): "there is no room"})
+                assert publish.made_by(server.stub.Classify(request("a"), timeout=10), IMAGE) == 0
+            until(lambda: errors(server) == {})
+            assert publish.made_by(server.stub.Classify(request("a"), timeout=10), IMAGE) == 1
+            assert server.stub.GetModel(pb.GetModelRequest(), timeout=10).max_batch == 3
+
     def test_a_repository_that_is_away_for_a_while(self, folder, publish):
         publish("a", 1)
         with serving(folder, model_control="poll", poll_seconds=0.02) as server:
@@ -267,7 +318,7 @@ class TestPolicy:
         with serving(folder, model_control="explicit") as server:
             repository = server.state.repository
             assert list(states(server)) == [("a", 1), ("a", 3)]
-            assert [repository.version_number("a", text) for text in ("", "3", "stable")] == [0, 3, 1]
+            assert [repository.version_number("a", text) for text in (0, 3, "stable")] == [0, 3, 1]
             with pytest.raises(InvalidRequest, match=r"specified version string 'stabel' .*\(did you mean stable\?\)"):
                 repository.version_number("a", "stabel")
             repository.move_alias("a", "stable", 2)
@@ -276,7 +327,7 @@ class TestPolicy:
             repository.load("a")
             assert repository.version_number("a", "stable") == 2
             publish("a", 4, b"junk")
-            with pytest.raises(ModelNotReady, match="alias 'stable' of model 'a' is left where it was: version 4"):
+            with pytest.raises(AliasNotMoved, match="alias 'stable' of model 'a' is left where it was: version 4"):
                 repository.move_alias("a", "stable", 4)
             with pytest.raises(NotFound, match="has no version 9"):
                 repository.move_alias("a", "stable", 9)
@@ -350,8 +401,9 @@ class TestConfiguration:
             server.state.repository.load("a")
             assert server.stub.GetModel(pb.GetModelRequest(), timeout=10).max_batch == 5
             (folder / "a" / "config.pbtxt").write_text("max_batch_size: x")
-            with pytest.raises(ModelNotReady, match="does not parse"):
-                server.state.repository.load("a")
+            for _ in range(2):
+                with pytest.raises(ModelNotReady, match="does not parse"):
+                    server.state.repository.load("a")
             assert server.stub.GetModel(pb.GetModelRequest(), timeout=10).max_batch == 5
 
     def test_instances_and_priorities(self, folder, publish):

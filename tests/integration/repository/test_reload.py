@@ -40,6 +40,7 @@ def test_reload_under_load(folder, publish, transport):
     publish("a", 1)
     publish("other", 1)
     (folder / "a" / "config.pbtxt").write_text("version_policy { all {} }")
+    before = set(threading.enumerate())
     ends = time.monotonic() + SECONDS
     seen: Counter[tuple[int, int]] = Counter()
     away: Counter[str] = Counter()
@@ -139,5 +140,6 @@ def test_reload_under_load(folder, publish, transport):
         assert not failures, failures[0]
         assert len(seen) >= 4
         assert server.metric("convlens_models_loaded") == len(repository.models)
-    engines = [thread.name for thread in threading.enumerate() if thread.name.startswith("engine ")]
-    assert engines == []
+    # Other tests' servers may run beside it.
+    left = set(threading.enumerate()) - before
+    assert [thread.name for thread in left if thread.name.startswith("engine ")] == []

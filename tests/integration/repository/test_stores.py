@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import fsspec
 import pytest
 
 from convlens.v1 import convlens_pb2 as pb
 from convlens_server.errors import ModelNotReady
-from convlens_server.repository import RepositoryError
+from convlens_server.repository import RepositoryError, entry
 from repositories import request
 from support import linear_model, own_weights, pixels, serving
 
@@ -91,9 +94,36 @@ def test_an_interrupted_download_leaves_the_old_version(files, upload, publish, 
         assert answer(server, publish) == (1, 1)
 
 
+@pytest.mark.parametrize("method", ["cat_file", "get_file"])
+def test_what_fails_in_passing_is_tried_again_by_the_poll(files, upload, publish, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(entry, "_RETRY_SECONDS", 0.05)
+    upload("a", 1)
+    options = {"model_control": "poll", "poll_seconds": 0.02, "model_cache": tmp_path / "cache"}
+    failed = threading.Event()
+
+    def lost(self, *args, **options):
+        failed.set()
+        raise ConnectionResetError("the connection was lost")
+
+    with serving("memory://store", **options) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(files), method, lost)
+            upload("a", 2)
+            assert failed.wait(30)
+            assert answer(server, publish) == (1, 0)
+        ends = time.monotonic() + 30
+        while answer(server, publish) != (2, 0):
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        assert not any(version.error for version in server.state.repository.versions)
+
+
 def test_nothing_there(tmp_path):
-    with (
-        pytest.raises(RepositoryError, match=r"no models in memory://nothing: it must hold <name>/<version>"),
-        serving("memory://nothing", model_cache=tmp_path / "cache"),
+    fsspec.filesystem("memory").mkdir("/empty")
+    for url, reason in (
+        ("memory://nothing", "model repository memory://nothing is not there; see --models"),
+        ("memory://empty", "no models in memory://empty: it must hold <name>/<version>"),
     ):
-        pass
+        with pytest.raises(RepositoryError, match=reason), serving(url, model_cache=tmp_path / "cache"):
+            pass
+    fsspec.filesystem("memory").rmdir("/empty")

@@ -15,7 +15,7 @@ from convlens_server.batcher import Batcher
 from convlens_server.engine import Engine
 from convlens_server.v2 import service_pb2 as pb
 from integration.v2.asking import Asked, normalised, outputs, tensor
-from support import pixels, serving
+from support import linear_model, pixels, put, serving
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -270,9 +270,11 @@ class Occupied:
     def __init__(self, monkeypatch) -> None:
         self.gate = threading.Event()
         self.running = threading.Event()
+        self.runs: list[bytes] = []
         run = Engine.run
 
         def held(engine, pixels):
+            self.runs.append(pixels)
             self.running.set()
             self.gate.wait(30)
             return run(engine, pixels)
@@ -323,6 +325,56 @@ def test_a_full_queue_and_passed_deadlines(models, failing, occupied, transport)
         while served.metric("nv_inference_request_success", **labels) < 2:
             assert time.monotonic() < ends
         assert served.metric("nv_inference_request_failure", reason="REJECTED", **labels) == 3
+
+
+def test_priority_levels_have_queues_of_their_own(tmp_path, failing, occupied):
+    put(tmp_path, "linear", 1, linear_model())
+    (tmp_path / "linear" / "config.pbtxt").write_text(
+        """
+        max_batch_size: 1
+        dynamic_batching {
+          priority_levels: 2 default_priority_level: 2
+          priority_queue_policy { key: 2 value { max_queue_size: 2 } }
+          priority_queue_policy {
+            key: 1 value { timeout_action: DELAY default_timeout_microseconds: 1 allow_timeout_override: true }
+          }
+        }
+        """
+    )
+    with serving(tmp_path) as served:
+        call = served.channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", response_deserializer=pb.ModelInferResponse.FromString
+        )
+
+        def input_of(seed):
+            return normalised(pixels(1, seed))
+
+        def request(seed, priority):
+            given = {"priority": pb.InferParameter(int64_param=priority)}
+            fields = tensor("x", input_of(seed))
+            return pb.ModelInferRequest(model_name="linear", parameters=given, **fields).SerializeToString()
+
+        def pending(count):
+            ends = time.monotonic() + 20
+            while served.metric("nv_inference_pending_request_count", model="linear") != count:
+                assert time.monotonic() < ends
+                time.sleep(0.01)
+
+        calls = [call.future(request(0, 2), timeout=30)]
+        assert occupied.running.wait(20)
+        for seed in (1, 2):
+            calls.append(call.future(request(seed, 0), timeout=30))
+            pending(seed)
+        full = failing(lambda: call(request(3, 2), timeout=30))
+        assert full.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "queue holds 2 images for priority level 2, and 1 more are over its limit of 2" in full.text
+        # A flood of the lower level leaves room for the better one, whose late request is answered, and first.
+        calls.append(call.future(request(4, 1), timeout=30))
+        pending(3)
+        occupied.gate.set()
+        for each in calls:
+            assert each.result().outputs
+    assert occupied.runs == [input_of(seed).tobytes() for seed in (0, 4, 1, 2)]
 
 
 @pytest.mark.parametrize("transport", ["completion_queue", "aio"])

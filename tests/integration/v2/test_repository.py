@@ -59,7 +59,10 @@ def test_a_broken_version_leaves_the_old_one(explicit, failing):
     put(folder, "linear", 2, b"broken")
     failure = failing(lambda: load(server, "linear"))
 
-    assert "not an ONNX model" in failure.text
+    assert failure.code == grpc.StatusCode.UNAVAILABLE
+    assert failure.text.startswith(
+        "failed to load 'linear': model 'linear' could not be loaded: version 2: not an ONNX"
+    )
     assert infer(server) == "1"
     assert states(server)["linear", "1"] == "READY"
     [reason] = [

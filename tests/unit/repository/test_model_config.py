@@ -7,7 +7,7 @@ import pytest
 from convlens_server.device import Device
 from convlens_server.errors import ModelError
 from convlens_server.repository.model_config import ModelOptions, read_options
-from convlens_server.settings import EngineSettings
+from convlens_server.settings import EngineSettings, QueuePolicy
 
 CPU = EngineSettings(Device("cpu"), "float32", threads=2, max_batch=16, max_queue=4096, max_queue_delay=0.0)
 CUDA = EngineSettings(Device("cuda", 1), "float32", threads=2, max_batch=128, max_queue=4096, max_queue_delay=0.0)
@@ -23,7 +23,7 @@ def options(
 def test_without_a_file() -> None:
     got = options(None)
     assert (got.config, got.labels, got.ignored) == (None, None, ())
-    assert (got.settings.max_batch, got.settings.max_queue, got.settings.instances) == (16, 4096, 0)
+    assert (got.settings.max_batch, got.settings.queue, got.settings.instances) == (16, QueuePolicy(4096), 0)
     assert got.policy.choose([1, 2, 5]) == {1, 2, 5}
 
 
@@ -43,6 +43,8 @@ def test_everything_that_is_honoured() -> None:
           priority_levels: 3
           default_priority_level: 2
           default_queue_policy { default_timeout_microseconds: 250000 allow_timeout_override: true max_queue_size: 100 }
+          priority_queue_policy { key: 1 value { max_queue_size: 7 } }
+          priority_queue_policy { key: 3 value { timeout_action: DELAY default_timeout_microseconds: 9000000 } }
         }
         """,
         files={"labels.txt": b"zero\none\n"},
@@ -50,8 +52,13 @@ def test_everything_that_is_honoured() -> None:
     assert got.ignored == ()
     settings = got.settings
     assert (settings.max_batch, settings.preferred, settings.queue_delay) == (32, (4, 16), 0.0005)
-    assert (settings.max_queue, settings.max_wait, settings.shorter_waits) == (100, 0.25, True)
-    assert (settings.priority_levels, settings.default_priority, settings.instances) == (3, 2, 3)
+    assert settings.queue == QueuePolicy(100, max_wait=0.25, shorter_waits=True)
+    assert settings.levels == (
+        QueuePolicy(7, shorter_waits=False),
+        settings.queue,
+        QueuePolicy(4096, max_wait=9.0, shorter_waits=False, delays=True),
+    )
+    assert (settings.default_level, settings.instances) == (2, 3)
     assert got.labels == ("zero", "one")
     assert got.policy.choose([1, 2, 5, 9]) == {5, 9}
     assert got.config is not None
@@ -70,13 +77,17 @@ def test_what_is_not_honoured_is_named() -> None:
         optimization { graph { level: 1 } input_pinned_memory { enable: false } }
         parameters { key: "a" value { string_value: "b" } }
         model_warmup [ { name: "first" "and second" batch_size: 1 }, { name: 'third' } ]
-        dynamic_batching { preserve_ordering: true; shade: 3, priority_queue_policy { key: 1 value: { } } }
+        dynamic_batching {
+          preserve_ordering: true; shade: 3, priority_levels: 2 default_priority_level: 1
+          priority_queue_policy { key: 3 value: { } }
+        }
         instance_group < rate_limiter { resources [ { name: "R1" count: 4 } ] } >
         """
     )
     assert set(got.ignored) == {
         "colour", "optimization", "parameters", "model_warmup", "dynamic_batching.preserve_ordering",
-        "dynamic_batching.shade", "dynamic_batching.priority_queue_policy", "instance_group.rate_limiter",
+        "dynamic_batching.shade", "instance_group.rate_limiter",
+        "dynamic_batching.priority_queue_policy of level 3 (the levels are 1 … 2)",
     }  # fmt: skip
 
 
@@ -93,11 +104,17 @@ def test_what_the_device_cannot_honour_is_named() -> None:
     assert options("instance_group { kind: KIND_CPU }", CUDA).settings.device == Device(
         "cpu", reason="asked for by instance_group"
     )
-    late = options(
-        "dynamic_batching { default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 9 } }"
-    )
-    assert "timeout_action DELAY" in late.ignored[0]
-    assert late.settings.max_wait == 0
+
+
+def test_what_is_late_without_levels() -> None:
+    got = options("dynamic_batching { default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 9 } }")
+    assert got.ignored == ()
+    # Passing each other takes a level.
+    assert got.settings.levels == (got.settings.queue,)
+    assert (got.settings.queue.max_wait, got.settings.queue.delays) == (9e-6, True)
+    alone = options("dynamic_batching { priority_queue_policy { key: 1 value: { } } }")
+    assert alone.ignored == ("dynamic_batching.priority_queue_policy of level 1 (there are no priority_levels)",)
+    assert alone.settings.levels == ()
 
 
 @pytest.mark.parametrize(
