@@ -1,4 +1,4 @@
-"""The codec: JPEG, PNG and WebP files to pixels. The only module that knows image formats."""
+"""The codec: JPEG, PNG and WebP files to pixels, and pixels to PNG. The only module that knows image formats."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def decode(file: bytes, shape: tuple[int, int, int], max_pixels: int, index: int
     height, width, channels = shape
     if not file:
         raise _error(index, "is empty", "EMPTY_IMAGE")
-    form = _format(file)
+    form = format_of(file)
     if form is None:
         raise _error(index, "is not a JPEG, PNG or WebP file", "NOT_AN_IMAGE")
     try:
@@ -72,7 +72,21 @@ def decode(file: bytes, shape: tuple[int, int, int], max_pixels: int, index: int
     return image.tobytes()
 
 
-def _format(file: bytes) -> str | None:
+def encode_png(pixels: bytes, shape: tuple[int, int, int]) -> bytes:
+    """Pixels as a PNG file.
+
+    Args:
+        pixels: height × width × channels bytes, row by row.
+        shape: Height, width and channels (1 or 3).
+    """
+    height, width, channels = shape
+    file = io.BytesIO()
+    Image.frombytes("L" if channels == 1 else "RGB", (width, height), pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def format_of(file: bytes) -> str | None:
+    """The format of a file by its first bytes: "JPEG", "PNG" or "WebP"; None if it is none of them."""
     if file.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if file.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convlens.v1 import convlens_pb2 as pb
+from convlens_server.errors import InvalidRequest
 
 _FLOAT16_MAX = 65504.0
 _NONE = np.zeros(0, np.float32)
@@ -25,6 +26,17 @@ class Encoded(NamedTuple):
     data: memoryview
     scale: npt.NDArray[np.float32]
     offset: npt.NDArray[np.float32]
+
+
+def check_value_type(value_type: pb.ValueType.ValueType) -> pb.ValueType.ValueType:
+    """What a request asks for: float32 if unspecified. Raises InvalidRequest."""
+    if value_type not in pb.ValueType.values():
+        raise InvalidRequest(
+            f"value_type is {value_type}, but must be one of {', '.join(pb.ValueType.keys()[1:])}",
+            reason="UNKNOWN_VALUE_TYPE",
+            field="value_type",
+        )
+    return value_type or pb.VALUE_TYPE_FLOAT32
 
 
 def encode(maps: npt.NDArray[np.float32], value_type: pb.ValueType.ValueType) -> Encoded:

@@ -7,6 +7,8 @@
     ├── ModelNotReady         FAILED_PRECONDITION  the version is there, but failed to load, or was unloaded
     │   └── NotLoaded                              it will be loaded for the request (Repository.when_ready)
     ├── RepositoryRefused     FAILED_PRECONDITION  the repository is not run so that this could be done
+    ├── NotApplicable         FAILED_PRECONDITION  the network, or a layer of it, is not such that this could be done
+    ├── AliasNotMoved         FAILED_PRECONDITION  its version failed to load, or aliases.json cannot be written
     ├── QueueFull             RESOURCE_EXHAUSTED   refused at once; carries when to try again
     ├── MessageTooLarge       RESOURCE_EXHAUSTED   over the message limit
     ├── DeadlineExceeded      DEADLINE_EXCEEDED    the caller's time ran out before the computation
@@ -107,6 +109,20 @@ class RepositoryRefused(ServiceError):  # noqa: N818
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "MODEL_CONTROL"
+
+
+class NotApplicable(ServiceError):  # noqa: N818
+    """The network, or a layer of it, is not such that what was asked for could be done."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NOT_APPLICABLE"
+
+
+class AliasNotMoved(ServiceError):  # noqa: N818
+    """An alias is left where it was."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "ALIAS_NOT_MOVED"
 
 
 class QueueFull(ServiceError):  # noqa: N818

@@ -14,7 +14,7 @@ class RequestImages:
         images: From the request.
         shape: Height, width, channels of the model's input.
         max_images: Most images.
-        limit_name: The flag that sets `max_images`, for the error.
+        limit_name: The flag that sets `max_images`, for the error; empty if none does.
 
     Attributes:
         count: Number of images, ≥ 1.
@@ -47,9 +47,10 @@ class RequestImages:
         if self.count == 0:
             raise InvalidRequest("the request has no images: send at least one", reason="NO_IMAGES", field="images")
         if self.count > max_images:
+            or_raise = f", or start the server with a larger {limit_name}" if limit_name else ""
             raise InvalidRequest(
                 f"the request has {self.count} images, over the limit of {max_images}: send them in several "
-                f"requests, or start the server with a larger {limit_name}",
+                f"requests{or_raise}",
                 reason="TOO_MANY_IMAGES",
                 field="images",
                 metadata={"images": self.count, "limit": max_images},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from convlens_server.images import RequestImages
 from convlens_server.items import RequestItem, gone
 from convlens_server.metrics import Metrics
@@ -54,7 +56,10 @@ class Inference:
         try:
             if (error := gone(item)) is not None:
                 raise error
+            began = time.monotonic()
             item.pixels = images.decode(self.limits.pixels)
+            if item.trace is not None:
+                item.trace.span("decode", began, time.monotonic())
             model.batcher.submit(item, item.priority, item.timeout)
         except Exception as error:
             item.fail(error)

@@ -8,12 +8,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+import grpc
 
 from convlens_server.answers import Answers
 from convlens_server.engine import FloatArray, Run
-from convlens_server.errors import OK, Cancelled, Draining, ServiceError, Status, status_of
+from convlens_server.errors import OK, Cancelled, DeadlineExceeded, Draining, ServiceError, Status, status_of
 from convlens_server.metrics import ModelMetrics
 from convlens_server.transport.base import Call
+
+if TYPE_CHECKING:
+    from convlens_server.tracing import Trace
 
 
 class Computed:
@@ -45,16 +51,19 @@ class RequestItem(ABC):
         method: Of the service, for the metrics.
         priority: Level that it asks for; 0: the default.
         timeout: Seconds that it may wait in the queue, where that is less than its deadline; 0: no such bound.
+        counted: Whether it is a request of its own, and not a part of one that is counted elsewhere.
     """
 
-    __slots__ = ("arrived", "batch_key", "call", "count", "deadline", "enqueued", "metrics", "pixels")
+    __slots__ = ("arrived", "batch_key", "call", "count", "deadline", "enqueued", "metrics", "pixels", "trace")
 
     method: str
     priority = 0
     timeout = 0.0
+    counted = True
 
     def __init__(self, call: Call, arrived: float, metrics: ModelMetrics) -> None:
         self.call = call
+        self.trace = call.trace
         self.deadline = call.deadline
         self.arrived = arrived
         self.metrics = metrics
@@ -89,6 +98,8 @@ class RequestItem(ABC):
     def count_failure(self, error: BaseException) -> None:
         """Counts an error."""
         self.metrics.count(self.method, code_name(error), time.monotonic() - self.arrived)
+        if self.trace is not None:
+            self.trace.end(grpc.StatusCode[code_name(error)])
 
 
 class Question:
@@ -182,18 +193,31 @@ class Responder:
         for item in batch:
             responses.append(item.response(computed, start))
             start += item.count
+            if item.trace is not None:
+                self._trace(item.trace, item, batch, computed)
         for item, response in zip(batch, responses, strict=True):
             item.answer(response)
+            if item.trace is not None:
+                item.trace.end(OK.code)
         now = time.monotonic()
         began = run.began
+        counted = [item for item in batch if item.counted]
         self._metrics.batch(
-            [item.method for item in batch],
+            [item.method for item in counted],
             len(scores),
             run,
             now - began - run.seconds,
-            [began - item.enqueued for item in batch],
-            [now - item.arrived for item in batch],
+            [began - item.enqueued for item in counted],
+            [now - item.arrived for item in counted],
         )
+
+    def _trace(self, trace: Trace, item: RequestItem, batch: Sequence[RequestItem], computed: Computed) -> None:
+        model, version = self._metrics.labels
+        run = computed.run
+        trace.about(model=model, version=version, images=item.count)
+        trace.span("queue", item.enqueued, run.began)
+        size = {"batch_images": len(computed.scores), "batch_requests": len(batch)}
+        trace.span("compute", run.began, run.began + run.seconds, **size)
 
 
 def code_name(error: BaseException) -> str:
@@ -204,3 +228,16 @@ def code_name(error: BaseException) -> str:
 def gone(item: RequestItem) -> Cancelled | None:
     """The error of an item whose caller has left, else None."""
     return Cancelled("the caller left; nothing was computed") if item.gone else None
+
+
+def check_wanted(call: Call, queued: float) -> None:
+    """Before something is computed for a call that has waited `queued` seconds: whether somebody still waits for it.
+
+    Raises:
+        Cancelled: The caller has left.
+        DeadlineExceeded: The deadline has passed.
+    """
+    if call.cancelled:
+        raise Cancelled("the caller left; nothing was computed")
+    if time.monotonic() >= call.deadline:
+        raise DeadlineExceeded(f"deadline passed after {queued * 1000:.0f} ms in the queue; nothing was computed")
