@@ -8,6 +8,7 @@ from functools import cached_property
 
 import onnx
 
+from convlens_server.anatomy import Anatomy, Operation, axis_order
 from convlens_server.composition import AROUND
 from convlens_server.graph import TRANSPARENT, Graph, attribute, taken
 from convlens_server.naming import IMAGE, Unnamed, layer_names
@@ -69,10 +70,15 @@ class Catalogue:
         layers: In the order of computation.
         arrangements: By a layer's name, the order in which its tensor's axes become images, channels, height, width;
             only where that is not the tensor's own order.
+        image: What the first layers take, as a layer of the kind "input" that stands before all others: the image after
+            preprocessing. None where that is no single tensor of floating-point numbers.
+        anatomy: Where they are in the network's graph.
     """
 
     layers: tuple[Layer, ...]
-    arrangements: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    arrangements: Mapping[str, tuple[int, ...]]
+    image: Layer | None
+    anatomy: Anatomy = field(compare=False, repr=False)
 
     @property
     def names(self) -> Collection[str]:
@@ -102,10 +108,6 @@ class Catalogue:
         """The layer of that name; None if there is none."""
         return self._index.get(name)
 
-    def of_kinds(self, kinds: Collection[str]) -> tuple[Layer, ...]:
-        """The layers of these kinds, in the order of computation."""
-        return tuple(layer for layer in self.layers if layer.kind in kinds)
-
     @cached_property
     def _index(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.layers}
@@ -130,6 +132,7 @@ class _Draft:
     """A layer before it has a name."""
 
     unnamed: Unnamed
+    operation: Operation
     tensor: str
     sources: tuple[int, ...]
     parameters: int
@@ -153,14 +156,41 @@ class _Walk:
 
     def catalogue(self) -> Catalogue:
         names = layer_names([draft.unnamed for draft in self._drafts])
-        layers, arrangements = [], {}
+        layers: list[Layer] = []
+        arrangements: dict[str, tuple[int, ...]] = {}
         for name, draft in zip(names, self._drafts, strict=True):
             inputs = tuple(IMAGE if source == _IMAGE else names[source] for source in draft.sources)
             layers.append(self._layer(name, draft, inputs))
-            order = self._order(draft.tensor)
+        image = self._image()
+        for layer in (*layers, *([image] if image else [])):
+            order = self._order(layer.tensor)
             if order != tuple(range(len(order))):
-                arrangements[name] = order
-        return Catalogue(tuple(layers), arrangements)
+                arrangements[layer.name] = order
+        operations = {name: draft.operation for name, draft in zip(names, self._drafts, strict=True)}
+        sources = {
+            tensor: tuple(IMAGE if source == _IMAGE else names[source] for source in found)
+            for tensor, found in self._sources.items()
+        }
+        anatomy = Anatomy(self._graph, self._batch, self._types, self._fields, operations, sources)
+        return Catalogue(tuple(layers), arrangements, image, anatomy)
+
+    def _image(self) -> Layer | None:
+        taken_first = {
+            name
+            for draft in self._drafts
+            for name in taken(draft.unnamed.node)
+            if self._sources.get(name) == (_IMAGE,) and name in self._graph.producers
+        }
+        if len(taken_first) != 1:
+            return None
+        tensor = taken_first.pop()
+        kind, seen = self._types[tensor], self._fields[tensor]
+        if not kind.is_float or kind.batch_axis(self._batch) is None:
+            return None
+        shape = tuple(kind.dims[axis] for axis in self._order(tensor)[1:])
+        nothing: tuple[int, ...] = ()
+        field_of_view = (seen.size, seen.stride, seen.start)
+        return Layer(IMAGE, IMAGE, "", (), shape, nothing, nothing, nothing, nothing, 0, 0, 0, *field_of_view, tensor)
 
     def _visit(self, node: onnx.NodeProto) -> None:
         if all(name in self._sources for name in node.output if name):
@@ -180,12 +210,14 @@ class _Walk:
         parameters = 0 if part else trained_values(self._graph, node, self._types, behind_weights)
         kind = self._kind(node, tensor)
         self._sources[tensor] = (index,)
-        if kind == "dense" and (bias := self._bias(node)) is not None:
+        bias = self._bias(node) if kind == "dense" else None
+        if bias is not None:
             parameters += trained_values(self._graph, bias, self._types, behind_weights=True)
             tensor = bias.output[0]
             self._sources[tensor] = (index,)
         weight = next((name for name in node.input[1:2] if self._graph.is_constant(name)), "")
-        self._drafts.append(_Draft(Unnamed(node, kind, weight, part), self._dequantised(tensor), sources, parameters))
+        unnamed, operation = Unnamed(node, kind, weight, part), Operation(node, bias, tensor)
+        self._drafts.append(_Draft(unnamed, operation, self._dequantised(tensor), sources, parameters))
         self._behind_weights.append(behind_weights or parameters > 0)
 
     def _is_activation(self, name: str) -> bool:
@@ -224,13 +256,7 @@ class _Walk:
         return tensor
 
     def _order(self, tensor: str) -> tuple[int, ...]:
-        """The axes of a tensor in the order images, channels, height, width; of another rank images first."""
-        dims = self._types[tensor].dims
-        rank = len(dims)
-        batch = self._types[tensor].batch_axis(self._batch) or 0
-        axes = self._fields[tensor].axes
-        last = () if axes is None or rank != 4 else (axes[0] + rank, axes[1] + rank)
-        return (batch, *[axis for axis in range(rank) if axis != batch and axis not in last], *last)
+        return axis_order(tensor, self._types, self._fields, self._batch)
 
     def _layer(self, name: str, draft: _Draft, inputs: tuple[str, ...]) -> Layer:
         node = draft.unnamed.node

@@ -120,6 +120,19 @@ class Graph:
         tensor = self.initializers.get(name)
         return np.asarray(numpy_helper.to_array(tensor)) if tensor is not None and is_operand(tensor) else None
 
+    def initial(self, name: str) -> npt.NDArray[Any]:
+        """The values of an initialiser, dense or sparse."""
+        if (tensor := self.initializers.get(name)) is not None:
+            return np.asarray(numpy_helper.to_array(tensor))
+        sparse = next(tensor for tensor in self.proto.sparse_initializer if tensor.values.name == name)
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(list(sparse.dims), values.dtype)
+        if indices.ndim == 1:
+            dense.flat[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        return dense
+
     def parameter(self, node: onnx.NodeProto, name: str, position: int) -> list[int] | None:
         """Integers that are an attribute in old opsets and an input in newer ones (axes, pads, starts …).
 

@@ -80,6 +80,17 @@ def window(graph: Graph, node: onnx.NodeProto, types: Mapping[str, TensorType]) 
             before.append(less if same == b"SAME_UPPER" else more)
             after.append(more if same == b"SAME_UPPER" else less)
         padding = (*before, *after)
+    if node.op_type == "ConvTranspose" and (same.startswith(b"SAME") or attribute(node, "output_shape") is not None):
+        # As its output's size asks for.
+        sizes = [types[name].dims[2:4] for name in (node.input[0], node.output[0])]
+        beyond = attribute(node, "output_padding", (0, 0))
+        before, after = [], []
+        for n in (0, 1):
+            total = stride[n] * (sizes[0][n] - 1) + beyond[n] + (kernel[n] - 1) * dilation[n] + 1 - sizes[1][n]
+            less, more = total // 2, total - total // 2
+            before.append(less if same == b"SAME_UPPER" else more)
+            after.append(more if same == b"SAME_UPPER" else less)
+        padding = (*before, *after)
     if len(stride) != 2 or len(dilation) != 2 or len(padding) != 4:
         return None
     return Window((kernel[0], kernel[1]), (stride[0], stride[1]), padding, (dilation[0], dilation[1]))

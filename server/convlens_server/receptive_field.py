@@ -27,14 +27,14 @@ Pair = tuple[int, int]
 _NOWHERE = (0, 0)
 
 # A unit of the output depends on the units of the inputs that stand where it stands, broadcast as numpy does.
-_ELEMENTWISE = TRANSPARENT | {
+ELEMENTWISE = TRANSPARENT | {
     "Abs", "Add", "And", "BatchNormalization", "BiasGelu", "Celu", "Ceil", "Clip", "Div", "Elu", "Equal", "Erf", "Exp",
     "Expand", "FastGelu", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "LRN", "LeakyRelu",
     "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QuickGelu",
     "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Sub", "Sum",
     "Swish", "Tanh", "ThresholdedRelu", "Where", "Xor",
 }  # fmt: skip
-_REDUCTIONS = frozenset({
+REDUCTIONS = frozenset({
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
     "ReduceSum", "ReduceSumSquare",
 })  # fmt: skip
@@ -70,12 +70,15 @@ class ReceptiveFields:
         types: Of its tensors.
         image: Name of the input, N × height × width × channels.
         size: Height and width.
+
+    Attributes:
+        size: As given.
     """
 
     def __init__(self, graph: Graph, types: dict[str, TensorType], image: str, size: Pair) -> None:
         self._graph = graph
         self._types = types
-        self._size = size
+        self.size = size
         self._fields = {image: ReceptiveField((1, 1), (1, 1), _NOWHERE, (-3, -2))}
 
     def __getitem__(self, tensor: str) -> ReceptiveField:
@@ -93,7 +96,7 @@ class ReceptiveFields:
         if not inputs or output not in self._types or any(name not in self._types for name in inputs):
             return self._whole(None)
         first = self._fields[inputs[0]]
-        if node.op_type in _ELEMENTWISE:
+        if node.op_type in ELEMENTWISE:
             return self._union(inputs, output)
         if first.axes is None:
             return self._whole(None)
@@ -125,14 +128,14 @@ class ReceptiveFields:
             case "Softmax" | "LogSoftmax":
                 axis = self._axis(node, -1 if self._graph.opset >= 13 else 1, rank)
                 return self._unless(axis in axes if self._graph.opset >= 13 else axis <= max(axes), first)
-            case name if name in _REDUCTIONS:
+            case name if name in REDUCTIONS:
                 return self._reduced(node, first, axes, rank)
             case _:
                 # Global pooling, ConvTranspose, Resize, normalisation over positions, and what is not known here.
                 return self._whole(first.axes if rank == len(self._types[output].dims) else None)
 
     def _whole(self, axes: Pair | None) -> ReceptiveField:
-        return ReceptiveField(self._size, _NOWHERE, _NOWHERE, axes)
+        return ReceptiveField(self.size, _NOWHERE, _NOWHERE, axes)
 
     def _unless(self, mixes_positions: bool, field: ReceptiveField) -> ReceptiveField:
         return self._whole(field.axes) if mixes_positions else field

@@ -108,7 +108,7 @@ def tensor_types(model: onnx.ModelProto, graph: Graph, batch: int, wanted: Colle
     Args:
         model: Its only input is the image, of fixed height, width and channels.
         graph: Its index.
-        batch: Images in a batch: what the file fixes, or `BATCH`.
+        batch: Images in a batch: what the file fixes, any other number, or `BATCH` for whichever there are.
         wanted: Tensors that must be known.
 
     Returns:
@@ -144,7 +144,7 @@ def _run(model: onnx.ModelProto, graph: Graph, batch: int, tensors: list[str]) -
     options.enable_cpu_mem_arena = False
     image = model.graph.input[0]
     declared, *size = [dim.dim_value for dim in image.type.tensor_type.shape.dim]
-    images = declared or 2
+    images = declared or (2 if batch == BATCH else batch)
     pixels = np.zeros((images, *size), np.uint8)
     try:
         content = truncate(model, graph, tensors).SerializeToString()

@@ -52,6 +52,11 @@ class TestResolve:
         error = caught.value
         assert (error.reason, error.metadata, error.field) == ("LAYER_NOT_FOUND", {"layer": "conv1"}, "layers")
 
+    def test_the_image_is_no_layer_of_its_own(self, opened):
+        with pytest.raises(NotFound, match="'input' is the image as the network takes it") as failed:
+            opened.lens.layer("input")
+        assert failed.value.reason == "LAYER_NOT_FOUND"
+
     def test_a_very_long_name(self, opened):
         with pytest.raises(NotFound) as caught:
             self.names(opened, ["conv" * 100_000])
@@ -142,6 +147,21 @@ class TestSessions:
         gc.collect()
         assert len(alive) == 3
 
+    def test_no_more_weights_are_kept_than_said(self, builder, serve):
+        """Each layer's session has its weights and those before; of large ones the last alone is kept."""
+        net = builder(["N", 1, 2, 2])
+        tensor = net.node("Flatten", "x", name="flatten")
+        for n, (units, taken) in enumerate([(500, 4), (500, 500), (500, 500)]):
+            tensor = net.node("Gemm", tensor, net.weights(taken, units), name=f"dense_{n}")
+        opened = serve(net.model(net.node("Gemm", tensor, net.weights(500, 2), name="output")), cache_bytes=2_100_000)
+        images, made = opened.images(1), []
+        # Their files have 0, 8, 1,008 and 2,008 kilobytes.
+        for name in ("dense_0", "dense_1", "dense_0", "flatten", "dense_2", "flatten", "dense_2", "dense_1", "dense_2"):
+            before = opened.sessions_made
+            opened.maps(images, name)
+            made.append(opened.sessions_made - before)
+        assert made == [1, 1, 0, 1, 1, 0, 0, 1, 1]
+
     def test_many_threads_make_one(self, opened):
         made, begun = [], threading.Event()
 
@@ -201,3 +221,82 @@ class TestSessions:
         with pytest.raises(RuntimeError, match="out of memory"):
             lens.maps(opened.images(1), layers)
         assert lens.maps(opened.images(1), layers)[0].shape == (1, 5, 4, 3)
+
+
+class TestTheImage:
+    def test_comes_first_and_is_what_the_network_takes(self, builder, serve):
+        net = builder(["N", 3, 8, 6])
+        conv = net.node("Conv", "x", net.weights(2, 3, 3, 3), name="conv")
+        size = {"height": 8, "width": 6, "channels": 3, "mean": [0.5, 0.25, 0.125], "std": [0.5, 2, 4]}
+        opened = serve(net.model(net.head(conv, 48)), {"labels": ["one", "two"], "input": size})
+        images = opened.images(2)
+
+        layers = opened.lens.resolve(["conv", "input"], (), False)
+
+        assert [(layer.name, layer.kind, layer.shape) for layer in layers] == [
+            ("input", "input", (3, 8, 6)), ("conv", "conv", (2, 6, 4))
+        ]  # fmt: skip
+        mean, std = (np.array(size[name])[:, None, None] for name in ("mean", "std"))
+        expected = (images.transpose(0, 3, 1, 2) / 255 - mean) / std
+        np.testing.assert_allclose(opened.lens.maps(images, layers)[0], expected, rtol=1e-5, atol=1e-6)
+
+    def test_of_a_file_that_takes_channels_last_it_has_channels_first(self, builder, serve):
+        net = builder(["N", 8, 6, 3])
+        turned = net.node("Transpose", "x", perm=[0, 3, 1, 2], name="turned")
+        opened = serve(net.model(net.head(turned, 144)))
+        images = opened.images(1)
+        [image] = opened.lens.maps(images, opened.lens.resolve(["input"], (), False))
+        np.testing.assert_allclose(image, images.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
+
+    def test_is_not_among_all_layers(self, opened):
+        assert "input" not in [layer.name for layer in opened.lens.resolve((), (), True)]
+        with pytest.raises(NotFound):
+            opened.lens.layer("input")
+
+
+class TestTensors:
+    def test_of_any_kind(self, builder, serve):
+        net = builder(["N", 1, 2, 2])
+        quantised = net.constant([[1, -2], [3, 4], [0, 0], [5, 6]], np.int8)
+        weights = net.node("DequantizeLinear", quantised, net.constant(0.5))
+        flat = net.node("Flatten", "x", name="flatten")
+        product = net.node("MatMul", flat, weights, name="dense")
+        opened = serve(net.model(product))
+        image = opened.images(1)
+
+        values = opened.lens.tensors(image, {flat, weights, quantised, opened.network.input_name})
+
+        np.testing.assert_array_equal(values[opened.network.input_name], image)
+        np.testing.assert_allclose(values[flat], image.reshape(1, 4) / 255, rtol=1e-6)
+        assert values[quantised].dtype == np.int8
+        assert opened.lens.constants([weights])[weights].tolist() == [[0.5, -1], [1.5, 2], [0, 0], [2.5, 3]]
+
+    def test_of_one_image_where_the_file_takes_more(self, builder, serve):
+        net = builder([3, 1, 2, 2])
+        # Something that merges the images, so that their number stays fixed.
+        merged = net.node("Reshape", "x", net.constant([12], np.int64))
+        flat = net.node("Reshape", merged, net.constant([3, 4], np.int64), name="flat")
+        opened = serve(net.model(net.node("Gemm", flat, net.weights(4, 2), name="output")))
+        image = opened.images(1)
+        values = opened.lens.tensors(image, {flat})[flat]
+        np.testing.assert_allclose(values, [*(image.reshape(1, 4) / 255), [0] * 4, [0] * 4], rtol=1e-6)
+
+    def test_weights_are_read_once_as_long_as_there_is_room(self, builder, serve):
+        net = builder(["N", 1, 2, 2])
+        flat = net.node("Flatten", "x", name="flatten")
+        first, second = net.weights(4, 100, name="first"), net.weights(100, 2, name="second")
+        dense = net.node("Gemm", flat, first, name="dense")
+        opened = serve(net.model(net.node("Gemm", dense, second, name="output")), constant_bytes=2000)
+        own = {name: opened.lens.constants([name])[name] for name in (first, second)}
+        assert opened.lens.constants([second])[second] is own[second]
+        # 1,600 and 800 bytes: the first one has made room.
+        again = opened.lens.constants([first])[first]
+        assert again is not own[first]
+        np.testing.assert_array_equal(again, own[first])
+
+    def test_further_ones_of_the_same_tensors_need_no_session(self, opened):
+        names = {opened.catalogue["conv_1"].tensor, opened.catalogue["relu_1"].tensor, "kernel_1"}
+        opened.lens.tensors(opened.images(1), names)
+        made = opened.sessions_made
+        opened.lens.tensors(opened.images(1, seed=1), names)
+        assert opened.sessions_made == made
