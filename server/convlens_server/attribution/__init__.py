@@ -1,0 +1,1 @@
+"""Says where in an image a class's score comes from."""

@@ -1,0 +1,1 @@
+"""Finds the images of a dataset that activate a layer's channels most."""
