@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from dataclasses import replace
 from functools import cached_property
@@ -10,9 +11,10 @@ from typing import NamedTuple
 
 from convlens.v1 import convlens_pb2 as pb
 from convlens_server.answers import Answers
+from convlens_server.attribution.gradient import Gradients
 from convlens_server.batcher import Batcher
 from convlens_server.catalogue import Layer, build_catalogue
-from convlens_server.device import make_session
+from convlens_server.device import Device, make_session
 from convlens_server.engine import Engine, Engines, EngineThreads
 from convlens_server.errors import ModelError
 from convlens_server.items import RequestItem, Responder
@@ -20,6 +22,7 @@ from convlens_server.lens import Lens
 from convlens_server.metrics import Metrics
 from convlens_server.network import Network, load_network
 from convlens_server.pool import BoundedPool
+from convlens_server.samples import Sample
 from convlens_server.settings import ModelSettings
 from convlens_server.v2 import model_config_pb2
 
@@ -49,10 +52,12 @@ class Model:
         metrics: Of the server.
         labels: By class index; None leaves the manifest's.
         config: Its config.pbtxt; None if it has none.
+        samples: Images to try it with.
 
     Attributes:
         name: As given.
         version: As given.
+        folder: Of its files.
         network: As it was read from the file.
         device: Where it runs, "cpu" or "cuda:<index>".
         manifest: What the file says of itself, or what was derived for it; its precision is that of what answers.
@@ -64,6 +69,7 @@ class Model:
         metrics: Counts them.
         settings: As given.
         config: As given.
+        samples: As given.
         used: When a request last asked for it, seconds of `time.monotonic()`.
 
     Raises:
@@ -81,6 +87,7 @@ class Model:
         metrics: Metrics,
         labels: tuple[str, ...] | None = None,
         config: model_config_pb2.ModelConfig | None = None,
+        samples: tuple[Sample, ...] = (),
     ) -> None:
         network = load_network(path)
         if labels is not None and len(labels) != network.classes:
@@ -88,6 +95,7 @@ class Model:
         image = network.manifest.input
         self.name = name
         self.version = version
+        self.folder = path.parent
         self.network = network
         self.device = str(settings.device)
         self.manifest = replace(
@@ -100,6 +108,7 @@ class Model:
         self.catalogue = build_catalogue(network)
         self.settings = settings
         self.config = config
+        self.samples = samples
         self.used = 0.0
         self._threads = threads
         self._tensors: TensorPath | None = None
@@ -111,14 +120,12 @@ class Model:
         cores = threads if settings.device.kind == "cpu" and not settings.instances else 1
         batcher: Batcher[RequestItem] = Batcher(
             max_batch,
-            settings.max_queue,
+            settings.queue,
             settings.queue_delay,
             help_from=2 * max_batch,
             preferred=settings.preferred,
-            levels=settings.priority_levels,
-            default_level=settings.default_priority,
-            max_wait=settings.max_wait,
-            shorter_waits=settings.shorter_waits,
+            levels=settings.levels,
+            default_level=settings.default_level,
         )
         self.batcher = batcher
         self.metrics = metrics.of(name, str(version))
@@ -188,6 +195,20 @@ class Model:
         # all cores. A CUDA device runs one batch after another.
         beside = make(1)
         return Engines(beside, make(self._threads) if settings.device.kind == "cpu" and self._threads > 1 else beside)
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        """Computes gradients within the network.
+
+        On the CPU wherever the network runs: it is one image, and the gradient's operators need not exist elsewhere.
+        """
+        device, threads = Device("cpu"), self._threads
+        return Gradients(self.network, self.catalogue, lambda part: make_session(part, device, threads))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Another one for another network: what was computed with one of the same is still right."""
+        return hashlib.sha256(self.network.model.SerializeToString(deterministic=True)).hexdigest()[:32]
 
     @cached_property
     def layer_messages(self) -> tuple[pb.Layer, ...]:

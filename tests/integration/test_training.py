@@ -57,6 +57,7 @@ def test_digits(tmp_path, capsys):
     assert result["path"] == str(path)
     variants = [variant["precision"] for variant in result["variants"] if variant["published"]]
     files = ["model.onnx", *(f"model.{precision}.onnx" for precision in variants)]
+    files += [f"samples/{digit}.png" for digit in range(10)]
     assert published(tmp_path) == sorted(f"lecture_cnn/1/{file}" for file in files)
     manifest = manifest_of(path)
     assert manifest.labels == tuple("0123456789")

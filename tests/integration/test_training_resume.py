@@ -64,6 +64,10 @@ def run_of(folder):
     return run
 
 
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def metrics_of(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in _TIMES} for line in lines]
@@ -173,9 +177,7 @@ def test_is_published_once_and_whole_whenever_it_is_killed(unbroken, processes, 
     versions = list((folder / "models").glob("tiny_vgg_bn/*"))
     assert [path.name for path in versions] == ["1"]
     whole = unbroken / "models" / "tiny_vgg_bn" / "1"
-    assert {path.name: path.read_bytes() for path in versions[0].iterdir()} == {
-        path.name: path.read_bytes() for path in whole.iterdir()
-    }
+    assert contents(versions[0]) == contents(whole)
     assert (run / "report.md").exists()
 
     # And now there is nothing to go on with.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from convlens_training.architectures import NETWORKS
 from convlens_training.errors import TrainingError
+from convlens_training.publication import check_repository
 from convlens_training.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _NEEDED = {
 }
 # Flags that change a recipe.
 _CHANGES = ("epochs", "batch_size", "learning_rate")
+_MODELS = Path("models")
 _SETS = ("mnist", "fashion_mnist", "cifar10", "imagenette", "mnist5k")
 
 
@@ -70,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
     # Of several processes only the first speaks for all; what goes wrong in another says so.
     who = "" if (rank := _rank()) == 0 else f"process {rank}: "
     try:
+        if resume is None:
+            # Once more than the pipeline does, and before what takes seconds.
+            check_repository(given.get("models", _MODELS), given.get("name", _name_of(given["network"])))
         from convlens_training import jobs, pipeline  # import torch, which takes seconds and may be missing
 
         result = pipeline.run(_job(given) if resume is None else jobs.resumed(resume, given))
@@ -93,9 +98,14 @@ def _job(given: dict[str, Any]) -> Job:
     recipe: Recipe = RECIPES[given.pop("recipe", usual)]
     changes = {name: given.pop(name) for name in _CHANGES if name in given}
     given.setdefault("data_root", None)
-    given.setdefault("models", Path("models"))
-    given.setdefault("name", given["network"].rpartition(":")[2])
+    given.setdefault("models", _MODELS)
+    given.setdefault("name", _name_of(given["network"]))
     return Job(recipe=dataclasses.replace(recipe, **changes), **given)
+
+
+def _name_of(network: str) -> str:
+    """What a model is called that is given no name."""
+    return network.rpartition(":")[2]
 
 
 def _rank() -> int:

@@ -46,8 +46,12 @@ class Preprocess(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 N × height × width × channels to float32 N × channels × height × width."""
+        values = images.permute(0, 3, 1, 2).float()
+        if torch.compiler.is_compiling():
+            # torch 2.6 cannot export what changes a tensor in place.
+            return values * self.factor + self.term
         # In place: to get memory for another tensor takes several times as long as the arithmetic.
-        return images.permute(0, 3, 1, 2).float().mul_(self.factor).add_(self.term)
+        return values.mul_(self.factor).add_(self.term)
 
 
 def build(name: str, image: ImageInput, classes: int) -> nn.Sequential:

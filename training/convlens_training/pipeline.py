@@ -31,6 +31,7 @@ from convlens_training.publication import Published, check_repository, publish
 from convlens_training.recipes import ImageSize
 from convlens_training.report import write_report
 from convlens_training.runs import RunFolder
+from convlens_training.samples import samples
 
 # Of more classes than this, only the smallest and the largest are printed.
 _CLASSES_SHOWN = 30
@@ -168,10 +169,11 @@ def _publish(
             file=sys.stderr,
         )
     # First where a full disk harms nobody.
-    record.write_export(exports.files())
+    files = exports.files() | samples(dataset.labels, dataset.test)
+    record.write_export(files)
     # A run that was killed between publication and report has been published.
-    before = _published(exports.files(), job.models / job.name) if job.resume else None
-    published = before or publish(exports.files(), job.models, job.name)
+    before = _published(files, job.models / job.name) if job.resume else None
+    published = before or publish(files, job.models, job.name)
     result = Result(
         model=job.name,
         version=published.version,
@@ -204,7 +206,8 @@ def _publish(
 def _published(files: Mapping[str, bytes], folder: Path) -> Published | None:
     """The version of a model that consists of just these files; None where there is none."""
     for version in folder.glob("[0-9]*"):
-        found = {path.name: path for path in version.iterdir()} if version.name.isdecimal() else {}
+        paths = [path for path in version.rglob("*") if path.is_file()] if version.name.isdecimal() else []
+        found = {str(path.relative_to(version)): path for path in paths}
         if found.keys() == files.keys() and all(found[name].read_bytes() == files[name] for name in files):
             return Published(int(version.name), version / file_name(PRECISIONS[0]))
     return None

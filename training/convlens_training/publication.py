@@ -46,7 +46,7 @@ def publish(files: Mapping[str, bytes], models: Path, name: str) -> Published:
     at once each gets a version of its own.
 
     Args:
-        files: By name: model.onnx, and variants as `Exports.files` names them.
+        files: By name: model.onnx, and variants as `Exports.files` names them; in folders as `samples` does.
         models: The repository; made if missing.
         name: The model's name.
 
@@ -59,7 +59,11 @@ def publish(files: Mapping[str, bytes], models: Path, name: str) -> Published:
         models.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir()
         for file, content in files.items():
+            (unfinished / file).parent.mkdir(exist_ok=True)
             _write(unfinished / file, content)
+        for entry in unfinished.iterdir():
+            if entry.is_dir():
+                _sync(entry)
         _sync(unfinished)
         # Not before: a model without versions is nothing either.
         folder.mkdir(exist_ok=True)

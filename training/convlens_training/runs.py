@@ -159,7 +159,7 @@ class RunFolder:
         What an earlier end of the same run has left, whole or by a kill in part, is replaced.
 
         Args:
-            files: By name.
+            files: By name, or by path in a folder.
         """
         unfinished = self.path / f".{EXPORT}.{secrets.token_hex(4)}.part"
         with writing(self.export):
@@ -168,6 +168,7 @@ class RunFolder:
                     shutil.rmtree(left)
                 unfinished.mkdir()
                 for name, content in files.items():
+                    (unfinished / name).parent.mkdir(exist_ok=True)
                     with (unfinished / name).open("wb") as file:
                         file.write(content)
                         file.flush()
