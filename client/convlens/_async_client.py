@@ -4,22 +4,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, overload
+from typing import Any, Self, overload
 
-import grpc
-import grpc.aio
 import numpy as np
 import numpy.typing as npt
 
-from convlens import _answers, _requests
-from convlens._channel import DEFAULT_TIMEOUT, TLS, Attempts, Endpoint
-from convlens._errors import Cancelled, Error, UnusableClient
-from convlens._images import is_many, takes_long
+from convlens import _answers, _lens_answers, _lens_requests, _requests
+from convlens._async_connection import AsyncConnection, built
+from convlens._async_streaming import stream
+from convlens._channel import DEFAULT_TIMEOUT, TLS, Endpoint
+from convlens._explanation import Explanation
+from convlens._images import is_many
+from convlens._lens_types import (
+    Attribution,
+    AttributionMethod,
+    Comparison,
+    Graph,
+    Kernels,
+    MaximizingImages,
+    Sample,
+)
 from convlens._types import (
     Classification,
     FeatureMap,
@@ -31,19 +37,7 @@ from convlens._types import (
     ModelVersion,
     Outcome,
 )
-from convlens._window import Window
 from convlens.v1 import convlens_pb2 as pb
-from convlens.v1.convlens_pb2_grpc import ConvLensStub
-
-if TYPE_CHECKING:
-    from convlens.v1.convlens_pb2_grpc import ConvLensAsyncStub
-
-_Built = TypeVar("_Built")
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Result = TypeVar("_Result")
-# What a stream waits for: an answer, an image that could not be sent, the failure of all, or the end.
-_Event: TypeAlias = pb.ClassifyStreamResponse | Outcome | Exception | None
 
 
 class AsyncClient:
@@ -72,9 +66,7 @@ class AsyncClient:
         tls: bool | TLS = False,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self._endpoint = Endpoint(target, timeout, tls, metadata)
-        self._connection: _Connection | None = None
-        self._closed = False
+        self._connection = AsyncConnection(Endpoint(target, timeout, tls, metadata))
 
     # A path is a sequence of strings, hence of images; the first signature that fits is meant. What an array gives
     # depends on its number of dimensions, of which its type seldom tells.
@@ -123,8 +115,9 @@ class AsyncClient:
     ) -> Classification | list[Classification]:
         """Classifies one image or many. See `Client.classify`."""
         query = _requests.Query(model, version, top_k, scores, logits)
-        request = await _built(query.request, images)
-        results = await self._classify(request, timeout)
+        request = await built(query.request, images)
+        response = await self._connection.unary(lambda stub: stub.Classify, request, timeout)
+        results = _answers.classifications(response, request.images)
         return results if is_many(images) else results[0]
 
     def stream(
@@ -143,7 +136,8 @@ class AsyncClient:
         `images` may be an asynchronous iterable too; an ordinary one is drawn from in the event loop.
         """
         query = _requests.Query(model, version, top_k, scores, logits)
-        return self._stream(images, query, self._endpoint.seconds(timeout), _requests.in_flight(in_flight))
+        seconds = self._connection.endpoint.seconds(timeout)
+        return stream(self._connection, images, query, seconds, _requests.in_flight(in_flight))
 
     async def maps(
         self,
@@ -158,41 +152,136 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> list[FeatureMap]:
         """Computes the feature maps of any layers. See `Client.maps`."""
-        request = await _built(
+        request = await built(
             lambda given: _requests.maps(given, model, version, layers, kinds, all_layers, channels, dtype), images
         )
-
-        async def read(stub: ConvLensAsyncStub, seconds: float) -> list[FeatureMap]:
-            reader = _answers.MapsReader(single=not is_many(images))
-            call = stub.GetFeatureMaps(request, timeout=seconds, metadata=self._endpoint.metadata)
-            try:
-                async for chunk in call:
-                    reader.add(chunk)
-            finally:
-                call.cancel()
-            return reader.maps()
-
-        return await self._repeat(read, timeout)
+        single = not is_many(images)
+        return await self._connection.read(
+            lambda stub: stub.GetFeatureMaps, request, lambda: _answers.MapsReader(single), timeout
+        )
 
     async def models(self, timeout: float | None = None) -> list[ModelVersion]:
         """Every version of every model. See `Client.models`."""
         request = pb.ListModelsRequest()
-        return _answers.model_versions(await self._unary(lambda stub: stub.ListModels, request, timeout))
+        return _answers.model_versions(await self._connection.unary(lambda stub: stub.ListModels, request, timeout))
 
     async def model(self, name: str = "", version: int = 0, timeout: float | None = None) -> Model:
         """One version of a model, in full. See `Client.model`."""
         request = _requests.model(name, version)
-        return _answers.model(await self._unary(lambda stub: stub.GetModel, request, timeout))
+        return _answers.model(await self._connection.unary(lambda stub: stub.GetModel, request, timeout))
 
     async def layers(self, model: str = "", version: int = 0, timeout: float | None = None) -> list[Layer]:
         """The layer catalogue of a model. See `Client.layers`."""
         return list((await self.model(model, version, timeout)).layers)
 
+    async def samples(self, model: str = "", version: int = 0, timeout: float | None = None) -> list[Sample]:
+        """The images that stand beside a model for people to try it with, by name. See `Client.samples`."""
+        request = _lens_requests.samples(model, version)
+        return _lens_answers.samples(await self._connection.unary(lambda stub: stub.GetSamples, request, timeout))
+
+    async def graph(self, model: str = "", version: int = 0, timeout: float | None = None) -> Graph:
+        """A network as a graph to draw. See `Client.graph`."""
+        request = _lens_requests.graph(model, version)
+        return _lens_answers.graph(await self._connection.unary(lambda stub: stub.GetGraph, request, timeout))
+
+    async def kernels(
+        self,
+        layer: str,
+        model: str = "",
+        version: int = 0,
+        channels: Iterable[int] = (),
+        dtype: MapDtype = "float32",
+        timeout: float | None = None,
+    ) -> Kernels:
+        """The weights and biases of one layer. See `Client.kernels`."""
+        request = _lens_requests.kernels(layer, model, version, channels, dtype)
+        return await self._connection.read(lambda stub: stub.GetKernels, request, _lens_answers.KernelsReader, timeout)
+
+    async def explain(
+        self,
+        image: ImageLike,
+        layer: str,
+        channel: int,
+        row: int = 0,
+        column: int = 0,
+        model: str = "",
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Explanation:
+        """Explains one unit for one image. See `Client.explain`."""
+        request = await built(
+            lambda given: _lens_requests.explain(given, layer, channel, row, column, model, version), image
+        )
+        return _lens_answers.explanation(await self._connection.unary(lambda stub: stub.ExplainUnit, request, timeout))
+
+    async def attribute(
+        self,
+        image: ImageLike,
+        model: str = "",
+        version: int = 0,
+        method: AttributionMethod = "occlusion",
+        class_index: int | None = None,
+        layer: str = "",
+        window: int | None = None,
+        stride: int | None = None,
+        overlay: bool = False,
+        timeout: float | None = None,
+    ) -> Attribution:
+        """Finds where in an image a class's score comes from. See `Client.attribute`."""
+        request = await built(
+            lambda given: _lens_requests.attribute(
+                given, model, version, method, class_index, layer, window, stride, overlay
+            ),
+            image,
+        )
+        return _lens_answers.attribution(await self._connection.unary(lambda stub: stub.Attribute, request, timeout))
+
+    async def maximizing(
+        self,
+        layer: str,
+        model: str = "",
+        version: int = 0,
+        channels: Iterable[int] = (),
+        dataset: str = "",
+        count: int | None = None,
+        images: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+        timeout: float | None = None,
+    ) -> list[MaximizingImages]:
+        """Finds the images that activate a layer's channels most. See `Client.maximizing`."""
+        request = _lens_requests.maximizing(layer, model, version, channels, dataset, count, images)
+        return await self._connection.read(
+            lambda stub: stub.MaximizingImages, request, lambda: _lens_answers.MaximizingReader(progress), timeout
+        )
+
+    async def compare(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        other_images: ImageLike | Sequence[ImageLike] | None = None,
+        model: str = "",
+        version: int = 0,
+        other_model: str | None = None,
+        other_version: int | None = None,
+        layers: str | Iterable[str] = (),
+        differences: bool = False,
+        dtype: MapDtype = "float32",
+        timeout: float | None = None,
+    ) -> list[Comparison]:
+        """Compares two images, or two models or versions, layer by layer. See `Client.compare`."""
+        request = await built(
+            lambda given: _lens_requests.compare(
+                given, model, version, other_model, other_version, layers, differences, dtype
+            ),
+            (images, other_images),
+        )
+        single = not is_many(images)
+        return await self._connection.read(
+            lambda stub: stub.Compare, request, lambda: _lens_answers.ComparisonReader(single), timeout
+        )
+
     async def close(self) -> None:
         """Ends the connection; calls under way raise Cancelled. May be called twice."""
-        self._closed = True
-        if self._connection is not None:
-            await self._connection.channel.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -201,206 +290,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def _stream(
-        self,
-        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
-        query: _requests.Query,
-        seconds: float,
-        bound: int,
-    ) -> AsyncIterator[Outcome]:
-        window = Window(seconds)
-        events: asyncio.Queue[_Event] = asyncio.Queue()
-        places = asyncio.Semaphore(bound)
-
-        async def send() -> AsyncIterator[pb.ClassifyStreamRequest]:
-            position = 0
-            try:
-                async for image in _each(images):
-                    await places.acquire()
-                    try:
-                        message = window.sent(position, await _built(query.single, image))
-                    except Error as error:
-                        events.put_nowait(Outcome(position, error))
-                    else:
-                        yield message
-                    position += 1
-            except Exception as error:
-                events.put_nowait(error)
-
-        async def receive() -> None:
-            try:
-                async for response in call:
-                    events.put_nowait(response)
-                events.put_nowait(None)
-            except grpc.RpcError as failure:
-                status = await _sent_status(call, [*statuses, failure])
-                events.put_nowait(None if status.code() is grpc.StatusCode.OK else self._endpoint.error(status))
-            except asyncio.CancelledError:
-                events.put_nowait(Cancelled(f"the client of {self._endpoint.target} was closed"))
-                raise
-
-        statuses: list[grpc.aio.AioRpcError] = []
-
-        async def begin(
-            stub: ConvLensAsyncStub, _: float
-        ) -> grpc.aio.StreamStreamCall[pb.ClassifyStreamRequest, pb.ClassifyStreamResponse]:
-            call = stub.ClassifyStream(send(), metadata=self._endpoint.metadata)
-            call.add_done_callback(lambda ended: statuses.append(_status(ended)))
-            return call
-
-        call = await self._repeat(begin, seconds)
-        receiver = asyncio.create_task(receive())
-        try:
-            while (event := await _wait(events, window)) is not None:
-                if isinstance(event, Exception):
-                    raise event
-                for outcome, request in window.arrived(event):
-                    places.release()
-                    yield await self._settled(outcome, request, seconds)
-            window.ended()
-        finally:
-            call.cancel()
-            receiver.cancel()
-            with suppress(asyncio.CancelledError):
-                await receiver
-
-    async def _settled(self, outcome: Outcome, request: pb.ClassifyRequest | None, seconds: float) -> Outcome:
-        """The outcome, after another try where the server asks for one."""
-        if outcome.error is None or request is None:
-            return outcome
-        try:
-            return Outcome(outcome.position, None, (await self._classify(request, seconds, outcome.error))[0])
-        except Error as error:
-            return Outcome(outcome.position, error)
-
-    async def _classify(
-        self, request: pb.ClassifyRequest, timeout: float | None, refusal: Error | None = None
-    ) -> list[Classification]:
-        response = await self._unary(lambda stub: stub.Classify, request, timeout, refusal)
-        return _answers.classifications(response, request.images)
-
-    async def _unary(
-        self,
-        method: Callable[[ConvLensAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-        timeout: float | None,
-        refusal: Error | None = None,
-    ) -> _Response:
-        async def attempt(stub: ConvLensAsyncStub, left: float) -> _Response:
-            return await method(stub)(request, timeout=left, metadata=self._endpoint.metadata)
-
-        return await self._repeat(attempt, timeout, refusal)
-
-    async def _repeat(
-        self,
-        attempt: Callable[[ConvLensAsyncStub, float], Awaitable[_Result]],
-        timeout: float | None,
-        refusal: Error | None = None,
-    ) -> _Result:
-        """Makes attempts, each told the seconds left, until one succeeds; after a refusal, first waits as it says."""
-        attempts = Attempts(self._endpoint.seconds(timeout))
-        while True:
-            if refusal is not None:
-                await asyncio.sleep(attempts.pause(refusal))
-            stub = self._connected()
-            try:
-                return await attempt(stub, attempts.remaining())
-            except grpc.RpcError as failure:
-                refusal = self._endpoint.error(failure)
-            except asyncio.CancelledError:
-                # Either this task is cancelled, or the channel was closed under the call.
-                task = asyncio.current_task()
-                if not self._closed or (task and task.cancelling()):
-                    raise
-                refusal = Cancelled(f"the client of {self._endpoint.target} was closed", code=grpc.StatusCode.CANCELLED)
-
-    def _connected(self) -> ConvLensAsyncStub:
-        loop = asyncio.get_running_loop()
-        if self._closed:
-            raise self._endpoint.closed()
-        if self._connection is None:
-            self._connection = _Connection(self._endpoint, loop)
-        if self._connection.loop is not loop:
-            raise UnusableClient(
-                f"the client of {self._endpoint.target} belongs to another event loop: make one in each loop"
-            )
-        return self._connection.stub
-
-
-class _Connection:
-    """What needs the event loop."""
-
-    def __init__(self, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.channel = (
-            grpc.aio.secure_channel(endpoint.address, endpoint.credentials, endpoint.options)
-            if endpoint.credentials
-            else grpc.aio.insecure_channel(endpoint.address, endpoint.options)
-        )
-        self.stub = ConvLensStub(self.channel)
-
-
-async def _sent_status(call: Any, seen: Sequence[grpc.RpcError]) -> grpc.RpcError:
-    """The status that the server sent to end a stream.
-
-    A message that is being sent meanwhile fails, and grpc.aio then puts a status of its own before or over the server's
-    (https://github.com/grpc/grpc/issues/36066; 10 to 39 % of 400 streams that a server broke off).
-
-    Args:
-        call: The stream.
-        seen: The statuses that it had so far, at least one.
-    """
-    for status in seen:
-        if not _is_of_grpc(status):
-            return status
-    # The server's is on its way, unless there is none: then grpc's stands.
-    for _ in range(100):
-        await asyncio.sleep(0.01)
-        if not _is_of_grpc(status := _status(call)):
-            return status
-    return seen[0]
-
-
-def _is_of_grpc(status: grpc.RpcError) -> bool:
-    return status.code() is grpc.StatusCode.INTERNAL and status.details() == "Internal error from Core"
-
-
-def _status(ended: Any) -> grpc.aio.AioRpcError:
-    """The status that a stream which has ended has now."""
-    return grpc.aio.AioRpcError(
-        _result(ended.code()), grpc.aio.Metadata(), _result(ended.trailing_metadata()), _result(ended.details())
-    )
-
-
-def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns that has nothing to wait for."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        return end.value
-    coroutine.close()
-    return None
-
-
-async def _built(build: Callable[[object], _Built], images: object) -> _Built:
-    """What `build` makes of images, in a thread if files have to be read."""
-    return await asyncio.to_thread(build, images) if takes_long(images) else build(images)
-
-
-async def _each(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:
-    if isinstance(images, AsyncIterable):
-        async for image in images:
-            yield image
-    else:
-        for image in images:
-            yield image
-
-
-async def _wait(events: asyncio.Queue[_Event], window: Window) -> _Event:
-    since = time.monotonic()
-    while True:
-        left = window.patience(since)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(left):
-                return await events.get()

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, overload
+from typing import Any, Self, overload
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
-from convlens import _answers, _requests
-from convlens._channel import DEFAULT_TIMEOUT, TLS, Attempts, Endpoint
-from convlens._errors import Error
+from convlens import _answers, _lens_answers, _lens_requests, _requests
+from convlens._channel import DEFAULT_TIMEOUT, TLS, Endpoint
+from convlens._connection import Connection
+from convlens._explanation import Explanation
 from convlens._images import is_many
+from convlens._lens_types import (
+    Attribution,
+    AttributionMethod,
+    Comparison,
+    Graph,
+    Kernels,
+    MaximizingImages,
+    Sample,
+)
+from convlens._streaming import stream
 from convlens._types import (
     Classification,
     FeatureMap,
@@ -28,15 +35,7 @@ from convlens._types import (
     ModelVersion,
     Outcome,
 )
-from convlens._window import Window
 from convlens.v1 import convlens_pb2 as pb
-from convlens.v1.convlens_pb2_grpc import ConvLensStub
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Result = TypeVar("_Result")
-# What a stream waits for: an answer, an image that could not be sent, the failure of all, or the end.
-_Event: TypeAlias = pb.ClassifyStreamResponse | Outcome | Exception | None
 
 
 class Client:
@@ -66,14 +65,8 @@ class Client:
         tls: bool | TLS = False,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self._endpoint = endpoint = Endpoint(target, timeout, tls, metadata)
-        self._channel = (
-            grpc.secure_channel(endpoint.address, endpoint.credentials, endpoint.options)
-            if endpoint.credentials
-            else grpc.insecure_channel(endpoint.address, endpoint.options)
-        )
-        self._stub = ConvLensStub(self._channel)
-        self._closed = False
+        self._connection = Connection(Endpoint(target, timeout, tls, metadata))
+        self._stub = self._connection.stub
 
     # A path is a sequence of strings, hence of images; the first signature that fits is meant. What an array gives
     # depends on its number of dimensions, of which its type seldom tells.
@@ -137,7 +130,8 @@ class Client:
             A Classification for one image; a list, in the order given, for many.
         """
         request = _requests.Query(model, version, top_k, scores, logits).request(images)
-        results = self._classify(request, timeout)
+        response = self._connection.unary(self._stub.Classify, request, timeout)
+        results = _answers.classifications(response, request.images)
         return results if is_many(images) else results[0]
 
     def stream(
@@ -172,7 +166,8 @@ class Client:
             One Outcome for each image, in the order given, each as soon as it is there.
         """
         query = _requests.Query(model, version, top_k, scores, logits)
-        return self._stream(images, query, self._endpoint.seconds(timeout), _requests.in_flight(in_flight))
+        seconds = self._connection.endpoint.seconds(timeout)
+        return stream(self._connection, images, query, seconds, _requests.in_flight(in_flight))
 
     def maps(
         self,
@@ -205,23 +200,13 @@ class Client:
             One FeatureMap for each layer, in the order of computation.
         """
         request = _requests.maps(images, model, version, layers, kinds, all_layers, channels, dtype)
-
-        def read(seconds: float) -> list[FeatureMap]:
-            reader = _answers.MapsReader(single=not is_many(images))
-            call = self._stub.GetFeatureMaps(request, timeout=seconds, metadata=self._endpoint.metadata)
-            try:
-                for chunk in call:
-                    reader.add(chunk)
-            finally:
-                call.cancel()
-            return reader.maps()
-
-        return self._repeat(read, timeout)
+        single = not is_many(images)
+        return self._connection.read(self._stub.GetFeatureMaps, request, lambda: _answers.MapsReader(single), timeout)
 
     def models(self, timeout: float | None = None) -> list[ModelVersion]:
         """Every version of every model that the server knows, ready or failed, by name, then version."""
         request = pb.ListModelsRequest()
-        return _answers.model_versions(self._unary(self._stub.ListModels, request, timeout))
+        return _answers.model_versions(self._connection.unary(self._stub.ListModels, request, timeout))
 
     def model(self, name: str = "", version: int = 0, timeout: float | None = None) -> Model:
         """One version of a model, in full.
@@ -231,16 +216,184 @@ class Client:
             version: Positive; 0 is the default version.
             timeout: Seconds; None means the client's.
         """
-        return _answers.model(self._unary(self._stub.GetModel, _requests.model(name, version), timeout))
+        return _answers.model(self._connection.unary(self._stub.GetModel, _requests.model(name, version), timeout))
 
     def layers(self, model: str = "", version: int = 0, timeout: float | None = None) -> list[Layer]:
         """The layer catalogue of a model: every layer, in the order of computation. Arguments as in `model`."""
         return list(self.model(model, version, timeout).layers)
 
+    def samples(self, model: str = "", version: int = 0, timeout: float | None = None) -> list[Sample]:
+        """The images that stand beside a model for people to try it with, by name. Arguments as in `model`."""
+        request = _lens_requests.samples(model, version)
+        return _lens_answers.samples(self._connection.unary(self._stub.GetSamples, request, timeout))
+
+    def graph(self, model: str = "", version: int = 0, timeout: float | None = None) -> Graph:
+        """A network as a graph to draw. Arguments as in `model`."""
+        request = _lens_requests.graph(model, version)
+        return _lens_answers.graph(self._connection.unary(self._stub.GetGraph, request, timeout))
+
+    def kernels(
+        self,
+        layer: str,
+        model: str = "",
+        version: int = 0,
+        channels: Iterable[int] = (),
+        dtype: MapDtype = "float32",
+        timeout: float | None = None,
+    ) -> Kernels:
+        """The weights and biases of one layer.
+
+        Args:
+            layer: Its name: a convolution, a dense layer, or another with trained values for each channel.
+            model: Name; may be empty where the server has exactly one.
+            version: Positive; 0 is the default version.
+            channels: Which output channels (or units), without repeats; none given means all.
+            dtype: How values travel, as in `maps`.
+            timeout: Seconds; None means the client's.
+        """
+        request = _lens_requests.kernels(layer, model, version, channels, dtype)
+        return self._connection.read(self._stub.GetKernels, request, _lens_answers.KernelsReader, timeout)
+
+    def explain(
+        self,
+        image: ImageLike,
+        layer: str,
+        channel: int,
+        row: int = 0,
+        column: int = 0,
+        model: str = "",
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Explanation:
+        """Explains one unit for one image: the exact arithmetic that makes its activation of the values before it.
+
+        Args:
+            image: One, as in `classify`.
+            layer: The layer's name.
+            channel: 0 … channels − 1; for a layer without positions the unit.
+            row: Of the feature map, from the top; 0 for a layer without positions.
+            column: Of the feature map; 0 for a layer without positions.
+            model: Name; may be empty where the server has exactly one.
+            version: Positive; 0 is the default version.
+            timeout: Seconds; None means the client's.
+        """
+        request = _lens_requests.explain(image, layer, channel, row, column, model, version)
+        return _lens_answers.explanation(self._connection.unary(self._stub.ExplainUnit, request, timeout))
+
+    def attribute(
+        self,
+        image: ImageLike,
+        model: str = "",
+        version: int = 0,
+        method: AttributionMethod = "occlusion",
+        class_index: int | None = None,
+        layer: str = "",
+        window: int | None = None,
+        stride: int | None = None,
+        overlay: bool = False,
+        timeout: float | None = None,
+    ) -> Attribution:
+        """Finds where in an image a class's score comes from.
+
+        Args:
+            image: One, as in `classify`.
+            model: Name; may be empty where the server has exactly one.
+            version: Positive; 0 is the default version.
+            method: "occlusion": how far the score falls when a patch of the image is covered; "score_cam": a layer's
+                maps, weighted by the class's logit for the image seen through each; "eigen_cam": the first principal
+                component of a layer's maps, which is of no class; "grad_cam": a layer's maps, weighted by the mean
+                gradient of the class's logit.
+            class_index: The class; None is the one with the highest score.
+            layer: The layer whose maps are used, which must have channels with more than one position; empty is, behind
+                the last such convolution, the last layer of as many positions that pools nothing: its activation, the
+                last residual block's, …. Not for occlusion.
+            window: For occlusion, side of the covering square in pixels of the model's input; None is an eighth of the
+                image's smaller side.
+            stride: For occlusion, pixels between squares, 1 … window; None is half the window.
+            overlay: Whether to return the image with the map laid over it.
+            timeout: Seconds; None means the client's.
+        """
+        request = _lens_requests.attribute(image, model, version, method, class_index, layer, window, stride, overlay)
+        return _lens_answers.attribution(self._connection.unary(self._stub.Attribute, request, timeout))
+
+    def maximizing(
+        self,
+        layer: str,
+        model: str = "",
+        version: int = 0,
+        channels: Iterable[int] = (),
+        dataset: str = "",
+        count: int | None = None,
+        images: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+        timeout: float | None = None,
+    ) -> list[MaximizingImages]:
+        """Finds the images of a dataset of the server's that activate a layer's channels most.
+
+        The first who asks waits while all images are computed, so give a timeout that is long enough; after that the
+        server has the result.
+
+        Args:
+            layer: The layer's name.
+            model: Name; may be empty where the server has exactly one.
+            version: Positive; 0 is the default version.
+            channels: Which channels (or units), without repeats; none given means all.
+            dataset: Its name on the server; "samples" are the model's own. Empty is the server's only one, or the
+                samples where it has none.
+            count: Images for a channel, 1 … 16; None means 9.
+            images: Whether to return the images themselves.
+            progress: Called with the number of images done and that of all, now and then while they are computed.
+            timeout: Seconds; None means the client's.
+
+        Returns:
+            One for each channel, in the order asked for.
+        """
+        request = _lens_requests.maximizing(layer, model, version, channels, dataset, count, images)
+        return self._connection.read(
+            self._stub.MaximizingImages, request, lambda: _lens_answers.MaximizingReader(progress), timeout
+        )
+
+    def compare(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        other_images: ImageLike | Sequence[ImageLike] | None = None,
+        model: str = "",
+        version: int = 0,
+        other_model: str | None = None,
+        other_version: int | None = None,
+        layers: str | Iterable[str] = (),
+        differences: bool = False,
+        dtype: MapDtype = "float32",
+        timeout: float | None = None,
+    ) -> list[Comparison]:
+        """Compares two images, or two models or versions, layer by layer. At least one `other_…` is given.
+
+        Args:
+            images: One or many, as in `classify`.
+            other_images: As many, each compared with its place in `images`; None means the same.
+            model: Name; may be empty where the server has exactly one.
+            version: Positive; 0 is the default version.
+            other_model: Of the second side; None means the same.
+            other_version: Of the second side; None means the same for the same model, the default for another.
+            layers: Names of layers that both have; none given means all that both have by the same name and shape.
+            differences: Whether to return difference maps.
+            dtype: How difference maps travel, as in `maps`.
+            timeout: Seconds; None means the client's.
+
+        Returns:
+            One Comparison for each layer, in the order of computation.
+        """
+        request = _lens_requests.compare(
+            (images, other_images), model, version, other_model, other_version, layers, differences, dtype
+        )
+        single = not is_many(images)
+        return self._connection.read(
+            self._stub.Compare, request, lambda: _lens_answers.ComparisonReader(single), timeout
+        )
+
     def close(self) -> None:
         """Ends the connection; calls under way raise Cancelled. May be called twice."""
-        self._closed = True
-        self._channel.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -249,108 +402,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _stream(
-        self, images: Iterable[ImageLike], query: _requests.Query, seconds: float, bound: int
-    ) -> Iterator[Outcome]:
-        window = Window(seconds)
-        events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        places = threading.Semaphore(bound)
-        stopped = threading.Event()
-
-        def send() -> Iterator[pb.ClassifyStreamRequest]:
-            try:
-                for position, image in enumerate(images):
-                    places.acquire()
-                    if stopped.is_set():
-                        return
-                    try:
-                        message = window.sent(position, query.single(image))
-                    except Error as error:
-                        events.put(Outcome(position, error))
-                    else:
-                        yield message
-            except Exception as error:
-                events.put(error)
-
-        def receive() -> None:
-            try:
-                for response in call:
-                    events.put(response)
-                events.put(None)
-            except grpc.RpcError as failure:
-                events.put(self._endpoint.error(failure))
-
-        metadata = self._endpoint.metadata
-        call = self._repeat(lambda _: self._stub.ClassifyStream(send(), metadata=metadata), seconds)
-        receiver = threading.Thread(target=receive, name="convlens-stream", daemon=True)
-        receiver.start()
-        try:
-            while (event := _wait(events, window)) is not None:
-                if isinstance(event, Exception):
-                    raise event
-                for outcome, request in window.arrived(event):
-                    places.release()
-                    yield self._settled(outcome, request, seconds)
-            window.ended()
-        finally:
-            stopped.set()
-            places.release()
-            call.cancel()
-            receiver.join()
-
-    def _settled(self, outcome: Outcome, request: pb.ClassifyRequest | None, seconds: float) -> Outcome:
-        """The outcome, after another try where the server asks for one."""
-        if outcome.error is None or request is None:
-            return outcome
-        try:
-            return Outcome(outcome.position, None, self._classify(request, seconds, outcome.error)[0])
-        except Error as error:
-            return Outcome(outcome.position, error)
-
-    def _classify(
-        self, request: pb.ClassifyRequest, timeout: float | None, refusal: Error | None = None
-    ) -> list[Classification]:
-        response = self._unary(self._stub.Classify, request, timeout, refusal)
-        return _answers.classifications(response, request.images)
-
-    def _unary(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
-        request: _Request,
-        timeout: float | None,
-        refusal: Error | None = None,
-    ) -> _Response:
-        metadata = self._endpoint.metadata
-        return self._repeat(lambda left: method(request, timeout=left, metadata=metadata), timeout, refusal)
-
-    def _repeat(
-        self, attempt: Callable[[float], _Result], timeout: float | None, refusal: Error | None = None
-    ) -> _Result:
-        """Makes attempts, each told the seconds left, until one succeeds; after a refusal, first waits as it says."""
-        attempts = Attempts(self._endpoint.seconds(timeout))
-        while True:
-            if refusal is not None:
-                time.sleep(attempts.pause(refusal))
-            self._check_open()
-            try:
-                return attempt(attempts.remaining())
-            except grpc.RpcError as failure:
-                refusal = self._endpoint.error(failure)
-            except ValueError:
-                # What grpc raises on a channel that another thread has just closed.
-                self._check_open()
-                raise
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._endpoint.closed() from None
-
-
-def _wait(events: queue.SimpleQueue[_Event], window: Window) -> _Event:
-    since = time.monotonic()
-    while True:
-        try:
-            return events.get(timeout=window.patience(since))
-        except queue.Empty:
-            continue

@@ -29,9 +29,9 @@ class Query:
 
     def __init__(self, model: str, version: int, top_k: int | None, scores: bool, logits: bool) -> None:
         self._template = pb.ClassifyRequest(
-            model=_name("model", model),
-            version=_version(version),
-            top_k=None if top_k is None else _integer("top_k", top_k, 1, 2**32),
+            model=name("model", model),
+            version=version_number(version),
+            top_k=None if top_k is None else integer("top_k", top_k, 1, 2**32),
             include_scores=bool(scores),
             include_logits=bool(logits),
         )
@@ -60,35 +60,42 @@ def maps(
     dtype: str,
 ) -> pb.GetFeatureMapsRequest:
     """The request for `maps`."""
-    if dtype not in _VALUE_TYPES:
-        raise InvalidRequest(f"dtype is {dtype!r}, but must be one of {', '.join(_VALUE_TYPES)}", field="dtype")
     return pb.GetFeatureMapsRequest(
-        model=_name("model", model),
-        version=_version(version),
+        model=name("model", model),
+        version=version_number(version),
         images=to_message(images),
-        layers=_names("layers", layers),
-        kinds=_names("kinds", kinds),
+        layers=names("layers", layers),
+        kinds=names("kinds", kinds),
         all_layers=bool(all_layers),
-        channels=[_integer("channels", channel, 0, 2**32) for channel in channels],
-        value_type=_VALUE_TYPES[dtype],
+        channels=[integer("channels", channel, 0, 2**32) for channel in channels],
+        value_type=value_type(dtype),
     )
 
 
-def model(name: str, version: int) -> pb.GetModelRequest:
+def model(wanted: str, version: int) -> pb.GetModelRequest:
     """The request for `model` and `layers`."""
-    return pb.GetModelRequest(model=_name("model", name), version=_version(version))
+    return pb.GetModelRequest(model=name("model", wanted), version=version_number(version))
 
 
 def in_flight(value: int) -> int:
     """The bound of a stream, checked."""
-    return _integer("in_flight", value, 1, 2**16)
+    return integer("in_flight", value, 1, 2**16)
 
 
-def _version(version: int) -> int:
-    return _integer("version", version, 0, 2**63)
+def version_number(version: int) -> int:
+    """A version, checked."""
+    return integer("version", version, 0, 2**63)
 
 
-def _integer(field: str, value: int, low: int, end: int) -> int:
+def value_type(dtype: str) -> pb.ValueType.ValueType:
+    """How values travel, by the name of their dtype."""
+    if dtype not in _VALUE_TYPES:
+        raise InvalidRequest(f"dtype is {dtype!r}, but must be one of {', '.join(_VALUE_TYPES)}", field="dtype")
+    return _VALUE_TYPES[dtype]
+
+
+def integer(field: str, value: int, low: int, end: int) -> int:
+    """An integer, low … end − 1, checked."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -98,7 +105,8 @@ def _integer(field: str, value: int, low: int, end: int) -> int:
     return number
 
 
-def _name(field: str, value: str) -> str:
+def name(field: str, value: str) -> str:
+    """A name, checked."""
     if not isinstance(value, str):
         raise InvalidRequest(f"{field} is {value!r}, but must be a string", field=field)
     try:
@@ -108,6 +116,7 @@ def _name(field: str, value: str) -> str:
     return value
 
 
-def _names(field: str, values: str | Iterable[str]) -> list[str]:
+def names(field: str, values: str | Iterable[str]) -> list[str]:
+    """One name or several, checked."""
     # A string is an iterable of strings too, but nobody means its letters.
-    return [_name(field, value) for value in ([values] if isinstance(values, str) else values)]
+    return [name(field, value) for value in ([values] if isinstance(values, str) else values)]

@@ -14,6 +14,7 @@ from convlens._errors import Error
 
 if TYPE_CHECKING:
     import PIL.Image
+    from matplotlib.figure import Figure
 
 # An image file: its path, its content, or what Pillow made of it.
 FileLike: TypeAlias = "str | os.PathLike[str] | bytes | PIL.Image.Image"
@@ -21,6 +22,8 @@ FileLike: TypeAlias = "str | os.PathLike[str] | bytes | PIL.Image.Image"
 ImageLike: TypeAlias = "FileLike | npt.NDArray[np.uint8]"
 # How the values of feature maps travel: exact, or in half or a quarter of the bytes.
 MapDtype: TypeAlias = Literal["float32", "float16", "uint8"]
+# Whether a version answers: an unloaded one is loaded for the first who asks.
+ModelState: TypeAlias = Literal["ready", "failed", "loading", "unloaded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,11 @@ class Classification:
         """The highest score, 0 … 1."""
         return self.predictions[0].score
 
+    def _repr_html_(self) -> str:
+        from convlens import _html
+
+        return _html.classification(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -123,16 +131,34 @@ class FeatureMap:
     queue_ms: float
     compute_ms: float
 
+    def plot(self, figure: Figure | None = None) -> Figure:
+        """Draws the channels (the first 64) as tiles, each by its own range, or the units as bars; at most 4 images.
+
+        Args:
+            figure: What to draw into, e.g. `matplotlib.pyplot.figure()`; None makes a new one.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing; the extra `plot` has it.
+        """
+        from convlens import _plots
+
+        return _plots.feature_map(self, figure)
+
+    def _repr_html_(self) -> str:
+        from convlens import _html
+
+        return _html.feature_map(self)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of a model, in short. The numbers are 0 where it failed to load.
+    """One version of a model, in short. The numbers are 0 unless it is ready.
 
     Attributes:
         model: Name in the server's repository.
-        version: Positive.
-        ready: Whether it answers.
-        error: Why it does not; empty if it does.
+        version: Positive; 0 stands for a model of which no version can be served.
+        state: Whether it answers.
+        error: Why it failed; of a ready one, why what answers is not what stands in the repository now; else empty.
         is_default: Whether a call that names no version gets this one.
         classes: Number of classes.
         height: Input height, pixels.
@@ -143,7 +169,7 @@ class ModelVersion:
 
     model: str
     version: int
-    ready: bool
+    state: ModelState
     error: str
     is_default: bool
     classes: int
@@ -151,6 +177,11 @@ class ModelVersion:
     width: int
     channels: int
     parameters: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers now."""
+        return self.state == "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +256,8 @@ class Model:
     manifest: Mapping[str, Any] = field(hash=False)
     device: str
     max_batch: int
+
+    def _repr_html_(self) -> str:
+        from convlens import _html
+
+        return _html.model(self)

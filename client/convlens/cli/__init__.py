@@ -55,7 +55,10 @@ def _ask(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except (Error, OSError) as error:
-        print(f"convlens: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and isinstance(error.filename, str | os.PathLike):
+            text = f"{os.fspath(error.filename)}: {error.strerror}"
+        print(f"convlens: {' '.join(text.split())}", file=sys.stderr)
         return 1
     return status
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convlens._channel import TLS
 from convlens._client import Client
 from convlens._errors import Error
 from convlens._types import FeatureMap, Layer
-from convlens.cli import _show
+from convlens.cli import _files, _show
 
 
 def classify(options: argparse.Namespace) -> int:
@@ -102,14 +98,15 @@ def models(options: argparse.Namespace) -> int:
             [version.model, version.version, "default" if version.is_default else "ready",
              _show.size((version.height, version.width, version.channels)), version.classes, f"{version.parameters:,}"]
             if version.ready
-            else [version.model, version.version, "failed", None, None, None]
+            else [version.model, version.version or None, version.state, None, None, None]
             for version in versions
         ],
         right={"VERSION", "INPUT", "CLASSES", "PARAMETERS"},
     )  # fmt: skip
     for version in versions:
-        if not version.ready:
-            print(f"\n{version.model} {version.version} failed: {version.error}")
+        if version.error:
+            name = f"{version.model} {version.version}" if version.version else version.model
+            print(f"\n{name} {'is not up to date' if version.ready else version.state}: {version.error}")
     return 0
 
 
@@ -167,24 +164,19 @@ def _window(layer: Layer) -> str:
 
 
 def _write_archive(layers: Sequence[FeatureMap], file: Path) -> list[Path]:
-    # Not numpy.savez: it takes names as keywords, and a layer may be called "file".
-    with zipfile.ZipFile(file, "w") as archive:
-        for layer in layers:
-            with archive.open(f"{layer.layer}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, layer.activation)
+    _files.archive(file, ((layer.layer, layer.activation) for layer in layers))
     return [file] * len(layers)
 
 
 def _write_grids(layers: Sequence[FeatureMap], folder: Path) -> list[Path]:
     # Here, because it imports Pillow.
-    from convlens.cli._grid import grid
+    from convlens._pictures import grid
 
     folder.mkdir(parents=True, exist_ok=True)
     # Numbered: their order is that of the computation, and names that differ only in such characters stay apart.
     digits = len(str(len(layers)))
     files = []
     for number, layer in enumerate(layers, 1):
-        name = re.sub(r"[^\w.-]+", "_", layer.layer).strip("_.") or layer.kind
-        files.append(folder / f"{number:0{digits}}-{name[:100]}.png")
+        files.append(folder / f"{number:0{digits}}-{_files.safe(layer.layer, layer.kind)}.png")
         grid(layer.activation).save(files[-1])
     return files

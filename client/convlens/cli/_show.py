@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
@@ -26,10 +27,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Collec
 
 
 def as_json(value: Any) -> None:
-    """Prints a JSON document."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    """Prints a JSON document; numbers that are not finite, which JSON does not have, as null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def size(numbers: Sequence[int]) -> str:
     """28×28×1."""
     return "×".join(map(str, numbers))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -103,6 +103,27 @@ class Fake(ConvLensServicer):
     def GetFeatureMaps(self, request, context):  # noqa: N802
         yield from self._answer("GetFeatureMaps", request, context)
 
+    def GetSamples(self, request, context):  # noqa: N802
+        return self._answer("GetSamples", request, context)
+
+    def GetGraph(self, request, context):  # noqa: N802
+        return self._answer("GetGraph", request, context)
+
+    def ExplainUnit(self, request, context):  # noqa: N802
+        return self._answer("ExplainUnit", request, context)
+
+    def Attribute(self, request, context):  # noqa: N802
+        return self._answer("Attribute", request, context)
+
+    def GetKernels(self, request, context):  # noqa: N802
+        yield from self._answer("GetKernels", request, context)
+
+    def MaximizingImages(self, request, context):  # noqa: N802
+        yield from self._answer("MaximizingImages", request, context)
+
+    def Compare(self, request, context):  # noqa: N802
+        yield from self._answer("Compare", request, context)
+
     def ClassifyStream(self, requests, context):  # noqa: N802
         yield from self._answer("ClassifyStream", requests, context)
 

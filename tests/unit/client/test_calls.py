@@ -170,11 +170,17 @@ def test_models(client, fake):
         parameters=1_199_882,
     )  # fmt: skip
     failed = pb.ModelVersion(model="b", version=1, state=pb.MODEL_STATE_FAILED, error="corrupt")
-    fake.expect("ListModels", pb.ListModelsResponse(models=[ready, failed]))
-    assert client.models() == [
-        convlens.ModelVersion("a", 2, True, "", True, 10, 28, 29, 1, 1_199_882),
-        convlens.ModelVersion("b", 1, False, "corrupt", False, 0, 0, 0, 0, 0),
+    loading = pb.ModelVersion(model="c", version=3, state=pb.MODEL_STATE_LOADING)
+    unloaded = pb.ModelVersion(model="c", version=4, state=pb.MODEL_STATE_UNLOADED)
+    fake.expect("ListModels", pb.ListModelsResponse(models=[ready, failed, loading, unloaded]))
+    versions = client.models()
+    assert versions == [
+        convlens.ModelVersion("a", 2, "ready", "", True, 10, 28, 29, 1, 1_199_882),
+        convlens.ModelVersion("b", 1, "failed", "corrupt", False, 0, 0, 0, 0, 0),
+        convlens.ModelVersion("c", 3, "loading", "", False, 0, 0, 0, 0, 0),
+        convlens.ModelVersion("c", 4, "unloaded", "", False, 0, 0, 0, 0, 0),
     ]
+    assert [version.ready for version in versions] == [True, False, False, False]
 
 
 def _model() -> pb.GetModelResponse:

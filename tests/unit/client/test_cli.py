@@ -14,8 +14,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from convlens._pictures import grid
 from convlens.cli import main
-from convlens.cli._grid import grid
 from convlens.v1 import convlens_pb2 as pb
 
 
@@ -180,10 +180,10 @@ def test_maps_asks_for_what_is_wanted(run, fake, image, tmp_path, arguments, lay
 
 def test_maps_that_cannot_be_written(run, fake, image, tmp_path, rng):
     fake.expect("GetFeatureMaps", _maps(rng)[2])
-    status, out, err = run("maps", image, "--npz", tmp_path / "no" / "folder.npz")
+    file = tmp_path / "no" / "folder.npz"
+    status, out, err = run("maps", image, "--npz", file)
     assert (status, out) == (1, "")
-    assert err.startswith("convlens: ")
-    assert err.count("\n") == 1
+    assert err == f"convlens: {file}: No such file or directory\n"
 
 
 _VERSIONS = [
@@ -192,6 +192,9 @@ _VERSIONS = [
         channels=1, parameters=1_199_882,
     ),
     pb.ModelVersion(model="other", version=1, state=pb.MODEL_STATE_FAILED, error="not an ONNX file"),
+    pb.ModelVersion(model="other", version=2, state=pb.MODEL_STATE_READY, error="its file is another now"),
+    pb.ModelVersion(model="other", version=3, state=pb.MODEL_STATE_UNLOADED),
+    pb.ModelVersion(model="wrong", state=pb.MODEL_STATE_FAILED, error="no version"),
 ]  # fmt: skip
 
 
@@ -202,9 +205,17 @@ def test_models(run, fake):
     lines = [line.split() for line in out.splitlines()]
     assert lines[1] == ["lecture_cnn", "2", "default", "28×28×1", "10", "1,199,882"]
     assert lines[2] == ["other", "1", "failed"]
-    assert "other 1 failed: not an ONNX file" in out
-    first, second = json.loads(run("models", "--json")[1])
-    assert (first["model"], first["ready"], second["error"]) == ("lecture_cnn", True, "not an ONNX file")
+    assert [line[2 if line[1].isdigit() else 1] for line in lines[3:6]] == ["ready", "unloaded", "failed"]
+    assert out.splitlines()[6:] == [
+        "",
+        "other 1 failed: not an ONNX file",
+        "",
+        "other 2 is not up to date: its file is another now",
+        "",
+        "wrong failed: no version",
+    ]
+    first, second, *_ = json.loads(run("models", "--json")[1])
+    assert (first["model"], first["state"], second["error"]) == ("lecture_cnn", "ready", "not an ONNX file")
 
 
 def test_layers(run, fake):

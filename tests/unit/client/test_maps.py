@@ -136,7 +136,7 @@ def test_any_shape_in_any_chunks(shape, size, layers):
     for i, layer in enumerate(values):
         for chunk in chunks(f"layer {i}", layer, size):
             reader.add(chunk)
-    maps = reader.maps()
+    maps = reader.result()
     assert [m.layer for m in maps] == [f"layer {i}" for i in range(layers)]
     for m, layer in zip(maps, values, strict=True):
         np.testing.assert_array_equal(m.activation, layer)

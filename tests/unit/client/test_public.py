@@ -88,6 +88,10 @@ def test_type_checkers_know_what_is_wrong(tmp_path):
         for outcome in client.stream(Path("x").iterdir()):
             print(outcome.error, outcome.classification.label)
         maps: list[convlens.FeatureMap] = client.maps("a.png", layers="conv_1", dtype="uint8")
+        unit: convlens.Explanation = client.explain("a.png", "conv_1", 3, 1, 2, model="m")
+        if isinstance(unit.arithmetic, convlens.WeightedSum):
+            print(unit.arithmetic.products.sum())
+        client.attribute("a.png", method="grad_cam", overlay=True).plot().savefig("b.png")
 
         async def main() -> None:
             async with convlens.AsyncClient("localhost:1", tls=convlens.TLS("ca.pem")) as client:
@@ -100,6 +104,9 @@ def test_type_checkers_know_what_is_wrong(tmp_path):
         client.classify("a.png", topk=3)  # wrong
         client.classify(floats)  # wrong
         client.maps("a.png", dtype="int8")  # wrong
+        client.explain(["a.png"], "conv_1", 3)  # wrong
+        client.attribute("a.png", method="magic")  # wrong
+        unit.arithmetic.products  # wrong
         convlens.Client(8001)  # wrong
         one.label = "b"  # wrong
         one = client.classify(["a.png"])  # wrong
