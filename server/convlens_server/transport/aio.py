@@ -81,7 +81,9 @@ class LoopCall(Call):
     def _post(self, message: bytes | None, status: Status | None) -> None:
         if self._over or self.ended:
             return
-        self.ended = status is not None
+        if status is not None:
+            self.ended = True
+            self.end_trace(status.code)
         # The loop is closed only after the transport has stopped, when all callers are gone.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._put, message, status)
@@ -111,6 +113,7 @@ class LoopCall(Call):
         if cancelled:
             self.cancelled = True
         self._over = True
+        self.end_trace(grpc.StatusCode.CANCELLED if cancelled else OK.code)
         self.notify(self.on_close)
 
 

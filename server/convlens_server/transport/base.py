@@ -15,9 +15,14 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+import grpc
 
 from convlens_server.errors import Draining, MessageTooLarge, ServiceError, Status, Unimplemented, status_of
+
+if TYPE_CHECKING:
+    from convlens_server.tracing import Trace
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +53,14 @@ class Call(ABC):
         on_drain: Called once when the server begins to drain while the call is open, or at once when the handler
             sets it later. A handler of an endless call sets it and finishes the call there.
         state: The handler's own, for what it must remember from one message of a stream to the next.
+        trace: Of the last message that came, if that is traced. Whoever answers it may end it; with the call it ends.
 
     The transport calls the three callbacks; what one raises ends the call like what a handler raises.
     """
 
-    __slots__ = ("_request_id", "cancelled", "deadline", "method", "on_close", "on_drain", "on_writable", "state")
+    __slots__ = (
+        "_request_id", "cancelled", "deadline", "method", "on_close", "on_drain", "on_writable", "state", "trace",
+    )  # fmt: skip
 
     def __init__(self, method: str, deadline: float) -> None:
         self.method = method
@@ -62,6 +70,7 @@ class Call(ABC):
         self.on_writable: Callable[[], None] | None = None
         self.on_drain: Callable[[], None] | None = None
         self.state: object = None
+        self.trace: Trace | None = None
         self._request_id = ""
 
     @property
@@ -98,6 +107,11 @@ class Call(ABC):
         """Ends the call with the status of an exception, and logs it."""
         log_failure(self, error)
         self.finish(status_of(error, self.request_id))
+
+    def end_trace(self, code: grpc.StatusCode) -> None:
+        """For transports: the call ends with this status, if it is traced."""
+        if self.trace is not None:
+            self.trace.end(code)
 
     def notify(self, callback: Callable[[], None] | None) -> None:
         """For transports: runs a callback, if there is one; what it raises ends the call."""

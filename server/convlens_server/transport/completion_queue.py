@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 import grpc._cython.cygrpc as cygrpc
 
-from convlens_server.errors import InvalidRequest, Status
+from convlens_server.errors import OK, InvalidRequest, Status
 from convlens_server.transport.base import (
     Call,
     Metadata,
@@ -118,6 +118,7 @@ class _Call(Call):
                 return
             self._over = True
             self._core.start_server_batch(operations, None)
+        self.end_trace(OK.code)
 
     def finish(self, status: Status) -> None:
         with self._lock:
@@ -125,6 +126,7 @@ class _Call(Call):
                 return
             self._over = True
             self._core.start_server_batch((cygrpc.SendInitialMetadataOperation(None, 0), _status(status)), None)
+        self.end_trace(status.code)
 
     def start(self) -> None:
         self._core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), _Closed(self))
@@ -145,6 +147,7 @@ class _Call(Call):
             if cancelled:
                 self.cancelled = True
             self._over = True
+        self.end_trace(grpc.StatusCode.CANCELLED if cancelled else OK.code)
         self.notify(self.on_close)
 
 
@@ -174,9 +177,11 @@ class _StreamingCall(_Call):
 
     def finish(self, status: Status) -> None:
         with self._lock:
-            if not self._over and self._status is None:
-                self._status = status
-                self._advance()
+            if self._over or self._status is not None:
+                return
+            self._status = status
+            self._advance()
+        self.end_trace(status.code)
 
     def _advance(self) -> None:
         """Starts what goes out next; one message at a time, as core demands. `_lock` is held."""
