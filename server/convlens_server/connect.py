@@ -38,7 +38,7 @@ class Connect:
 
     Args:
         service: The service.
-        is_ready: Whether the server takes requests.
+        is_taking: Whether the server takes requests.
         max_bytes: Most bytes of a request message.
 
     Attributes:
@@ -46,9 +46,9 @@ class Connect:
         app: What it has to mount.
     """
 
-    def __init__(self, service: ServiceDescriptor, is_ready: Callable[[], bool], max_bytes: int) -> None:
+    def __init__(self, service: ServiceDescriptor, is_taking: Callable[[], bool], max_bytes: int) -> None:
         self.path = f"/{service.full_name}"
-        self._is_ready = is_ready
+        self._is_taking = is_taking
         self._max_bytes = max_bytes
         self._methods: dict[str, Method] = {}
         self._open: set[LoopCall] = set()
@@ -62,7 +62,7 @@ class Connect:
         self._methods = {method.name: method for method in methods}
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - after it the caller goes on
-        """Tells endless calls, and waits until none is open; new ones are refused since `is_ready` is false."""
+        """Tells endless calls, and waits until none is open; new ones are refused since `is_taking` is false."""
         for call in list(self._open):
             on_drain, call.on_drain = call.on_drain, None
             call.notify(on_drain)
@@ -110,7 +110,7 @@ class Connect:
 
     @contextlib.contextmanager
     def _called(self, name: str, context: RequestContext[Message, Message]) -> Any:
-        if not self._is_ready():
+        if not self._is_taking():
             raise _error(draining() if self._methods else _STARTING)
         method = self._methods[name]
         milliseconds = context.timeout_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Callable
@@ -100,11 +101,6 @@ def make_session(model: bytes | str, device: Device, threads: int) -> onnxruntim
     return session
 
 
-def default_threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 @dataclass(frozen=True, slots=True)
 class GpuFigures:
     """What NVML says of a GPU at the moment; None where it does not say.
@@ -175,7 +171,15 @@ def _cuda_problem(index: int) -> str | None:
     import onnxruntime
 
     if _CUDA not in onnxruntime.get_available_providers():
-        return "the installed onnxruntime has no CUDA (pip install 'convlens[server-gpu]' in a fresh environment has)"
+        return (
+            "the installed onnxruntime has no CUDA (pip install 'convlens[server-gpu]' in a fresh environment has, and "
+            "so has the image convlens/server-gpu)"
+        )
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        # onnxruntime would say so in many lines, and then compute on the CPU.
+        return "NVIDIA's driver, libcuda.so.1, is not here (a container gets it by --gpus all on NVIDIA's runtime)"
     if hasattr(onnxruntime, "preload_dlls"):
         # Finds CUDA and cuDNN in NVIDIA's Python packages.
         onnxruntime.preload_dlls()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from convlens_server.config import Config, parse_config
 from convlens_server.device import DeviceError
 from convlens_server.logs import set_up_logs
 from convlens_server.repository import RepositoryError
+from convlens_server.tracing import TracingError
 from convlens_server.transport.choose import TransportUnavailableError
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asyncio.run(_serve(config))
     except asyncio.CancelledError:
         log.info("stopped before it was ready")
-    except (DeviceError, RepositoryError, TransportUnavailableError, OSError) as error:
+    except (DeviceError, RepositoryError, TracingError, TransportUnavailableError, OSError) as error:
         log.error("cannot start: %s", error)
         return 1
     return 0
@@ -51,7 +53,8 @@ async def _serve(config: Config) -> None:
     def stopped(number: signal.Signals) -> None:
         log.info("%s", number.name)
         for each in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(each)
+            # Not the default: the first process of a container would ignore the signal.
+            loop.add_signal_handler(each, os._exit, 128 + each)
         stop.set()
         if not ready:
             task.cancel()
