@@ -42,7 +42,7 @@ def measure_ours(models: Path, transport: str, questions: Questions, seconds: fl
     port, http_port = free_ports(2)
     command = our_server(models, port, http_port, transport)
     with serving(command, lambda: is_ready(http_port)) as server, TemporaryDirectory() as folder:
-        contest = _Contest(server, port, http_port, questions, Path(folder), seconds)
+        contest = Contest(server, port, http_port, questions, Path(folder), seconds)
         result = contest.result()
         if transport == OURS[0]:
             # Right after the same load without any feature maps before it.
@@ -57,10 +57,10 @@ def measure_plain(path: Path, model: str, questions: Questions, seconds: float) 
     command = [sys.executable, str(Path(__file__).with_name("plain_server.py"))]
     command += ["--model", model, "--file", str(path), "--port", str(port)]
     with serving(command, lambda: accepts(port)) as server, TemporaryDirectory() as folder:
-        return _Contest(server, port, None, questions, Path(folder), seconds).result()
+        return Contest(server, port, None, questions, Path(folder), seconds).result()
 
 
-class _Contest:
+class Contest:
     """One server under one load after another."""
 
     def __init__(

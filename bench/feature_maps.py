@@ -19,7 +19,8 @@ from answers import AnswerError, open_channel
 from convlens.v1 import convlens_pb2 as pb
 from convlens.v1 import convlens_pb2_grpc
 from convlens_server.catalogue import build_catalogue
-from convlens_server.device import Device, default_threads, make_session
+from convlens_server.cgroup import default_threads
+from convlens_server.device import Device, make_session
 from convlens_server.lens import Lens
 from convlens_server.network import load_network
 from in_process import sample_images

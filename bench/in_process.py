@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from convlens_server.device import Device, default_threads, make_session
+from convlens_server.cgroup import default_threads
+from convlens_server.device import Device, make_session
 from convlens_server.network import Network, load_network
 
 BATCHES = (1, 8, 16, 32)
