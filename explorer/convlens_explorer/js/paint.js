@@ -10,12 +10,15 @@
  * @param {import("./plane.js").Plane} plane
  * @param {import("./colours.js").Table} table
  * @param {Range} range
+ * @returns {boolean} Whether the canvas got another size, for which the browser takes new memory.
  */
 export function paint(canvas, plane, table, range) {
   const { height, width } = plane;
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  const sized = canvas.width !== width || canvas.height !== height;
+  if (sized) Object.assign(canvas, { width, height });
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   context.putImageData(pixels(plane, table, range), 0, 0);
+  return sized;
 }
 
 /** A plane as image data, one pixel a value. */

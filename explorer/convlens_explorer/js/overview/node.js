@@ -80,18 +80,24 @@ export class NodeView {
    * @param {import("../plane.js").Plane[]} planes
    * @param {import("../colours.js").Table} table
    * @param {import("../paint.js").Range} range
+   * @returns {number} Of canvases that got another size.
    */
   paint(image, planes, table, range) {
-    if (this.shape === "strip") return paint(this.strips[image], planes[0], table, range);
+    if (this.shape === "strip") return Number(paint(this.strips[image], planes[0], table, range));
+    let sized = 0;
     this.rows.forEach(({ channel, pictures }, i) => {
-      if (this.shape === "maps")
-        return planes[i] && paint(/** @type {HTMLCanvasElement} */ (pictures[image]), planes[i], table, range);
+      if (this.shape === "maps") {
+        const canvas = /** @type {HTMLCanvasElement} */ (pictures[image]);
+        if (planes[i] && paint(canvas, planes[i], table, range)) sized++;
+        return;
+      }
       const value = planes[0].values[channel];
       const picture = pictures[image];
       picture.textContent = figure(value, 2);
       picture.style.setProperty("background", css(table, share(value, range)));
       picture.style.setProperty("color", inkOn(table, share(value, range)));
     });
+    return sized;
   }
 
   #label() {
