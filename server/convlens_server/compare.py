@@ -18,7 +18,7 @@ from convlens_server.errors import InvalidRequest
 from convlens_server.items import check_wanted
 from convlens_server.maps import FeatureMaps
 from convlens_server.model import Model
-from convlens_server.paced import CHUNK_BYTES
+from convlens_server.paced import chunks
 from convlens_server.transport.base import Call
 
 Maps = npt.NDArray[np.float32]
@@ -208,12 +208,12 @@ def _messages(
         yield message
         return
     encoded = encode(second - first, value_type)
-    message.data = bytes(encoded.data[:CHUNK_BYTES])
+    pieces = chunks(encoded.data)
+    message.data = next(pieces)[1]
     message.value_type = value_type
     message.scale.extend(encoded.scale)
     message.offset.extend(encoded.offset)
     message.total_bytes = len(encoded.data)
     yield message
-    for offset in range(CHUNK_BYTES, len(encoded.data), CHUNK_BYTES):
-        data = bytes(encoded.data[offset : offset + CHUNK_BYTES])
+    for offset, data in pieces:
         yield pb.CompareResponse(layer=layer.name, byte_offset=offset, data=data)

@@ -19,7 +19,7 @@ from convlens_server.graph import attribute
 from convlens_server.lens import Lens, check_channels
 from convlens_server.maps import FeatureMaps
 from convlens_server.model import Model
-from convlens_server.paced import CHUNK_BYTES
+from convlens_server.paced import chunks
 from convlens_server.transport.base import Call
 
 _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
@@ -82,9 +82,10 @@ def get_kernels(
         if channels:
             weights, bias = weights[channels], None if bias is None else bias[channels]
         encoded = encode(np.asarray(weights, np.float32)[None], value_type)
+        pieces = chunks(encoded.data)
         yield pb.GetKernelsResponse(
             layer=layer.name,
-            data=bytes(encoded.data[:CHUNK_BYTES]),
+            data=next(pieces)[1],
             kind=layer.kind,
             shape=weights.shape,
             channels=channels,
@@ -97,8 +98,7 @@ def get_kernels(
             model=model.name,
             version=model.version,
         )
-        for offset in range(CHUNK_BYTES, len(encoded.data), CHUNK_BYTES):
-            data = bytes(encoded.data[offset : offset + CHUNK_BYTES])
+        for offset, data in pieces:
             yield pb.GetKernelsResponse(layer=layer.name, byte_offset=offset, data=data)
     finally:
         feature_maps.let_go(size)

@@ -20,7 +20,7 @@ from convlens_server.items import Question, check_wanted, code_name
 from convlens_server.lens import check_channels
 from convlens_server.metrics import ModelMetrics
 from convlens_server.model import Model
-from convlens_server.paced import CHUNK_BYTES, Paced
+from convlens_server.paced import Paced, chunks
 from convlens_server.pool import BoundedPool
 from convlens_server.repository import Repository
 from convlens_server.settings import RequestLimits
@@ -153,17 +153,17 @@ class _Answer:
             if self._channels:
                 values = values[:, self._channels]
             encoded = encode(values, self._value_type)
-            yield self._first(layer, values.shape, encoded, compute_ms)
-            for offset in range(CHUNK_BYTES, len(encoded.data), CHUNK_BYTES):
-                data = bytes(encoded.data[offset : offset + CHUNK_BYTES])
+            pieces = chunks(encoded.data)
+            yield self._first(layer, values.shape, encoded, next(pieces)[1], compute_ms)
+            for offset, data in pieces:
                 yield pb.GetFeatureMapsResponse(layer=layer.name, byte_offset=offset, data=data)
 
     def _first(
-        self, layer: Layer, shape: Sequence[int], encoded: Encoded, compute_ms: float
+        self, layer: Layer, shape: Sequence[int], encoded: Encoded, data: bytes, compute_ms: float
     ) -> pb.GetFeatureMapsResponse:
         return pb.GetFeatureMapsResponse(
             layer=layer.name,
-            data=bytes(encoded.data[:CHUNK_BYTES]),
+            data=data,
             kind=layer.kind,
             shape=shape,
             channels=self._channels,

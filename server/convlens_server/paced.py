@@ -12,9 +12,15 @@ from convlens_server.pool import BoundedPool
 from convlens_server.transport.base import Call
 
 # A caller's own limit is 4 MiB unless it sets another.
-CHUNK_BYTES = 2**20
+_CHUNK_BYTES = 2**20
 # Sent before the caller has to have read: enough that the pool is not asked for each chunk.
-_AHEAD_BYTES = 4 * CHUNK_BYTES
+_AHEAD_BYTES = 4 * _CHUNK_BYTES
+
+
+def chunks(data: memoryview) -> Iterator[tuple[int, bytes]]:
+    """Cuts what is too large for one message: each chunk with where it begins; one, at least, which may be empty."""
+    for begin in range(0, max(len(data), 1), _CHUNK_BYTES):
+        yield begin, bytes(data[begin : begin + _CHUNK_BYTES])
 
 
 class Paced:
