@@ -8,6 +8,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from convlens.v1 import convlens_pb2 as pb
 from support import Served
+from visiting import samples
 
 
 def written(text: str) -> float:
@@ -53,8 +54,7 @@ def taken(matrix: Locator) -> npt.NDArray[np.float64]:
 
 def sample(served: Served, model: str, name: str) -> pb.Images:
     """One of a model's samples, as a request has it."""
-    samples = served.stub.GetSamples(pb.GetSamplesRequest(model=model)).samples
-    return pb.Images(encoded=pb.EncodedImages(files=[next(one.file for one in samples if one.name == name)]))
+    return pb.Images(encoded=pb.EncodedImages(files=[samples(served, model)[name]]))
 
 
 def maps(served: Served, model: str, image: str, layer: str) -> npt.NDArray[np.float32]:

@@ -55,16 +55,44 @@ export async function stream(method, body, onMessage, { signal } = {}) {
   const response = await post(method, "application/connect+json", envelope(body), signal);
   if (!response.ok || !response.body) throw await refusal(response);
   let ended = false;
+  for await (const { message, last } of received(response.body)) {
+    if (!last) await onMessage(message);
+    else if (message.error) throw failure(message.error);
+    else ended = true;
+  }
+  if (!ended) throw unreachable(new Error("the answer broke off"));
+}
+
+/** The messages of a stream; a network that breaks off is an ApiError, but not what goes wrong with a message here. */
+async function* received(body) {
   try {
-    for await (const { message, last } of opened(response.body)) {
-      if (!last) await onMessage(message);
-      else if (message.error) throw failure(message.error);
-      else ended = true;
-    }
+    yield* opened(body);
   } catch (error) {
     throw error instanceof TypeError ? unreachable(error) : error;
   }
-  if (!ended) throw unreachable(new Error("the answer broke off"));
+}
+
+/**
+ * Asks a method that answers layer by layer in chunks, and puts the chunks together.
+ * @param {string} method
+ * @param {object} body
+ * @param {(head: any, data: Uint8Array) => void | Promise<void>} onLayer Gets the first chunk and all the bytes.
+ * @param {AbortSignal} [signal]
+ */
+export async function layers(method, body, onLayer, signal) {
+  let head = null;
+  let data = new Uint8Array();
+  const take = async (message) => {
+    const offset = Number(message.byteOffset ?? 0);
+    if (offset === 0) {
+      head = message;
+      data = new Uint8Array(Number(message.totalBytes ?? 0));
+    }
+    const part = fromBase64(message.data ?? "");
+    data.set(part, offset);
+    if (offset + part.length === data.length) await onLayer(head, data);
+  };
+  await stream(method, body, take, { signal });
 }
 
 /**

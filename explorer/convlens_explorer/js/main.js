@@ -65,10 +65,12 @@ async function begin() {
 /** Keeps the address and the state the same. */
 function follow(store, scope) {
   let later = () => {};
-  const write = (way) => {
+  const write = (far) => {
     later();
     const hash = toHash(state(store));
-    if (hash !== location.hash) history[way](null, "", hash);
+    if (hash === location.hash) return;
+    if (far) history.pushState(null, "", hash);
+    else history.replaceState(history.state, "", hash);
   };
   store.subscribe(
     LINKED,
@@ -79,9 +81,9 @@ function follow(store, scope) {
       const { view, layer, channel } = store.get("place");
       const far =
         changed.has("place") && (view !== before.view || layer !== before.layer || channel !== before.channel);
-      if (far) return write("pushState");
+      if (far) return write(true);
       later();
-      later = scope.after(LINK_MS, () => write("replaceState"));
+      later = scope.after(LINK_MS, () => write(false));
       return undefined;
     },
     scope,
@@ -154,4 +156,6 @@ function show({ store, scope: whole, trouble, session, own }) {
   return scope;
 }
 
-begin();
+await begin();
+
+export {};

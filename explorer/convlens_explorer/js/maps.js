@@ -1,9 +1,8 @@
 /** Feature maps of the network on the page: asked for together, a channel only once. */
 
-import { stream } from "./api.js";
+import { layers } from "./api.js";
 import { channelsOf } from "./network.js";
 import { Plane } from "./plane.js";
-import { fromBase64 } from "./wire.js";
 
 // Maps as bytes: some hundred layers of a large network.
 const MOST_BYTES = 96 * 2 ** 20;
@@ -106,17 +105,7 @@ export class Maps {
     const waiting = new Map();
     for (const wish of wishes) waiting.set(wish.layer.name, [...(waiting.get(wish.layer.name) ?? []), wish]);
     const { model, version } = this.network;
-    let head = null;
-    let data = null;
-    const take = (message) => {
-      if (!Number(message.byteOffset ?? 0)) {
-        head = message;
-        data = new Uint8Array(Number(message.totalBytes ?? 0));
-      }
-      const part = fromBase64(message.data ?? "");
-      const offset = Number(message.byteOffset ?? 0);
-      data.set(part, offset);
-      if (offset + part.length < data.length) return;
+    const take = (head, data) => {
       const wished = waiting.get(head.layer) ?? [];
       waiting.delete(head.layer);
       if (!wished.length) return;
@@ -125,7 +114,7 @@ export class Maps {
       for (const { done } of wished) done(planes);
     };
     try {
-      await stream(
+      await layers(
         "GetFeatureMaps",
         {
           model,
@@ -136,7 +125,7 @@ export class Maps {
           valueType: exact ? "VALUE_TYPE_FLOAT32" : "VALUE_TYPE_UINT8",
         },
         take,
-        { signal },
+        signal,
       );
       if (waiting.size) throw new Error(`the server did not answer ${[...waiting.keys()]}`);
     } catch (error) {
@@ -164,13 +153,19 @@ export class Maps {
   }
 
   #keep(name, plane) {
+    // It may be there: a wish for some channels that are known and some that are not asks for all of them.
+    this.#drop(name);
     this.#planes.set(name, plane);
     this.#bytes += plane.bytes.length;
-    for (const [oldest, { bytes }] of this.#planes) {
+    for (const oldest of this.#planes.keys()) {
       if (this.#bytes <= MOST_BYTES || oldest === name) break;
-      this.#planes.delete(oldest);
-      this.#bytes -= bytes.length;
+      this.#drop(oldest);
     }
+  }
+
+  #drop(name) {
+    this.#bytes -= this.#planes.get(name)?.bytes.length ?? 0;
+    this.#planes.delete(name);
   }
 
   #use(name) {

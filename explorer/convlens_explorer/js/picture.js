@@ -2,7 +2,7 @@
 
 const MEGAPIXEL = 1e6;
 // A picture of more pixels is not even opened: as RGBA, 64 million take 256 MB of the browser's memory.
-export const MOST_MEGAPIXELS = 64;
+const MOST_MEGAPIXELS = 64;
 // What is larger than this is sent smaller: the server takes 16 MB of JSON, and a network's input has far fewer pixels.
 const MOST_BYTES = 8 * 2 ** 20;
 const MOST_SENT_MEGAPIXELS = 24;

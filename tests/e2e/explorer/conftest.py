@@ -165,9 +165,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def visit(browser: Any, served: Served) -> Iterator[Visit]:
-    """Opens pages; the test fails if a console shows an error, or a page asks another host."""
+def visits(browser: Any, served: Served) -> Iterator[Visit]:
     visit = Visit(browser, f"http://127.0.0.1:{served.state.http_port}")
     yield visit
     visit.close()
@@ -175,9 +173,12 @@ def visit(browser: Any, served: Served) -> Iterator[Visit]:
 
 
 @pytest.fixture
+def visit(browser: Any, served: Served) -> Iterator[Visit]:
+    """Opens pages; the test fails if a console shows an error, or a page asks another host."""
+    yield from visits(browser, served)
+
+
+@pytest.fixture
 def visit_grown(browser: Any, grown: Served) -> Iterator[Visit]:
     """As `visit`, of the server of ResNet-18."""
-    visit = Visit(browser, f"http://127.0.0.1:{grown.state.http_port}")
-    yield visit
-    visit.close()
-    assert visit.complaints == []
+    yield from visits(browser, grown)

@@ -178,3 +178,15 @@ def test_nothing_runs_on_after_a_view_closes(visit: Visit, place):
     expect(page.locator(".view")).to_be_hidden()
     ready(page)
     page.wait_for_function("() => running.size === 0")
+
+
+def test_an_error_of_the_page_is_not_taken_for_one_of_the_network(visit: Visit):
+    page = visit(TINY)
+    said = page.evaluate(
+        """async () => {
+          const { layers } = await import("/explorer/js/api.js");
+          const broken = () => { throw new TypeError("of its own"); };
+          return layers("GetKernels", { model: "tiny_vgg", layer: "conv_1_1" }, broken).catch(String);
+        }"""
+    )
+    assert said == "TypeError: of its own"

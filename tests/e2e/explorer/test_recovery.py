@@ -103,3 +103,33 @@ def test_a_model_that_failed_says_why(visit_at, models):
         page.locator("#model").select_option("tiny_vgg")
         ready(page)
         expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_module_that_the_network_broke_off(visit_at, models):
+    with serving(models) as server:
+        page = visit_at(f"http://127.0.0.1:{server.state.http_port}")(TINY)
+        page.route("**/explorer/js/shell/host.js", lambda route: route.abort())
+        page.reload()
+        page.wait_for_function("history.state?.begun")
+        page.unroute("**/explorer/js/shell/host.js")
+        ready(page, "espresso")
+
+
+@pytest.mark.parametrize(
+    ("module", "link", "place", "says"),
+    [
+        ("main.js", TINY, "body", "convlens cannot start: of its own"),
+        ("views/conv.js", f"{TINY}&view=conv&layer=conv_1_1&unit=0", ".view-body", "of its own"),
+    ],
+)
+def test_a_module_that_is_broken_does_not_load_the_page_for_ever(visit_at, models, module, link, place, says):
+    with serving(models) as server:
+        page = visit_at(f"http://127.0.0.1:{server.state.http_port}")(link)
+        broken = {"content_type": "text/javascript", "body": "throw new TypeError('of its own')"}
+        page.route(f"**/explorer/js/{module}", lambda route: route.fulfill(**broken))
+        page.reload()
+        expect(page.locator(place)).to_contain_text(says, timeout=40_000)
+        assert len(page.evaluate("history.state.begun")) == 5
+        page.unroute(f"**/explorer/js/{module}")
+        page.reload()
+        ready(page)

@@ -13,7 +13,7 @@ export function npz(arrays) {
 }
 
 /** One array as .npy, format 1.0: float64 where the values are, else float32; little-endian, row-major. */
-export function npy({ shape, values }) {
+function npy({ shape, values }) {
   const double = values instanceof Float64Array;
   const array = double || values instanceof Float32Array ? values : Float32Array.from(values);
   const sizes = shape.length === 1 ? `${shape[0]},` : shape.join(", ");

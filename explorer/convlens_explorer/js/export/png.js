@@ -24,7 +24,8 @@ export async function png(element, width, height) {
 async function asSvg(element, width, height) {
   const copy = /** @type {HTMLElement} */ (element.cloneNode(true));
   copy.style.transform = "none";
-  await Promise.all([pictures(element, copy), settings(element, copy)]);
+  await pictures(element, copy);
+  settings(element, copy);
   const root = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   root.setAttribute("width", String(width));
   root.setAttribute("height", String(height));
@@ -73,6 +74,9 @@ function settings(element, copy) {
   const copies = copy.querySelectorAll("input, select");
   element.querySelectorAll("input, select").forEach((control, i) => {
     if (control instanceof HTMLSelectElement) copies[i].options[control.selectedIndex]?.setAttribute("selected", "");
-    else copies[i].setAttribute("value", control.value);
+    else {
+      copies[i].setAttribute("value", control.value);
+      copies[i].toggleAttribute("checked", control.checked);
+    }
   });
 }

@@ -23,7 +23,7 @@ import { hasMaps } from "../network.js";
 import { crown } from "./frames.js";
 
 export const MAP = 56;
-export const ROW_GAP = 8;
+const ROW_GAP = 8;
 const BETWEEN_IMAGES = 4;
 const FOOT = 30;
 const LEGEND = 40;

@@ -39,7 +39,7 @@ export function legends(views, layout, ranges, tables) {
  * A bar of colours with its lowest, middle and highest value.
  * @param {import("../colours.js").Table} table
  */
-export function makeLegend(table) {
+function makeLegend(table) {
   const stops = Array.from({ length: 17 }, (_, i) => css(table, i / 16)).join(", ");
   const ticks = [0, 0.5, 1].map(() => el("span"));
   const element = el(

@@ -80,7 +80,7 @@ export class Header {
     replace(
       this.versions,
       own.map((entry) => {
-        const note = ready(entry) && entry.state === "MODEL_STATE_READY" ? "" : ` – ${t(`shell.state.${entry.state}`)}`;
+        const note = entry.state === "MODEL_STATE_READY" ? "" : ` – ${t(`shell.state.${entry.state}`)}`;
         return el(
           "option",
           { value: entry.version, selected: entry.version === current, disabled: !ready(entry), title: entry.error },

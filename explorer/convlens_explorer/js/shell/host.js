@@ -1,6 +1,7 @@
 /** Where views open: a sheet over the overview, with a way back. */
 
 import { metrics } from "../api.js";
+import { beginsAnew } from "../boot.js";
 import { el, replace } from "../element.js";
 import { t } from "../text.js";
 import { parent, Unable, VIEWS } from "../views/index.js";
@@ -137,7 +138,7 @@ export class Host {
       if (!(error instanceof TypeError)) throw error;
       // Throws while the server cannot be reached, and is tried again when it can.
       await metrics({ signal: scope.signal });
-      location.reload();
+      if (!beginsAnew(error)) throw error;
       return await new Promise(() => {});
     }
   }

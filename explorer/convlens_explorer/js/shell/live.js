@@ -81,7 +81,7 @@ export class Live {
  * The sums over all models of what the strip shows.
  * @param {string} text Prometheus' format.
  */
-export function readMetrics(text) {
+function readMetrics(text) {
   const sums = { images: 0, count: 0, sum: 0 };
   const names = {
     convlens_images_total: "images",

@@ -2,7 +2,8 @@
 
 import { ApiError } from "../api.js";
 import { el, replace } from "../element.js";
-import { has, t } from "../text.js";
+import { ready } from "../session.js";
+import { t } from "../text.js";
 
 const RETRY_MS = 1000;
 
@@ -37,8 +38,8 @@ export class Trouble {
     return trouble.kind === "image";
   }
 
-  /** The banner: what is wrong now. */
-  banner() {
+  /** The banner: what is wrong now. @param {import("../scope.js").Scope} scope */
+  banner(scope) {
     const element = el("div.banner", { role: "alert" });
     const show = () => {
       const trouble = this.store.get("trouble");
@@ -59,7 +60,7 @@ export class Trouble {
           ),
       );
     };
-    this.store.subscribe(["trouble"], show, this.scope);
+    this.store.subscribe(["trouble"], show, scope);
     show();
     return element;
   }
@@ -69,10 +70,7 @@ export class Trouble {
       return { kind: "error", key: "trouble.bug", values: { message: error?.message ?? String(error) } };
     if (error.code === "unreachable") return { kind: "away", key: "trouble.unreachable", values: {} };
     if (error.code === "unavailable") return { kind: "away", key: "trouble.unavailable", values: {} };
-    if (IMAGE_REASONS.has(error.reason)) {
-      const key = `trouble.${error.reason}`;
-      return { kind: "image", key: has(key) ? key : "trouble.refused", values: { message: error.message } };
-    }
+    if (IMAGE_REASONS.has(error.reason)) return { kind: "image", key: `trouble.${error.reason}`, values: {} };
     if (error.gone) {
       return { kind: "model", key: "trouble.gone", values: { model: this.store.get("model"), message: error.message } };
     }
@@ -92,7 +90,10 @@ export class Trouble {
         if (!this.#back()) continue;
         break;
       } catch (error) {
-        if (!(error instanceof ApiError)) throw error;
+        if (!(error instanceof ApiError)) {
+          this.#retrying = false;
+          throw error;
+        }
         if (this.store.get("trouble")) this.store.set({ trouble: this.#said(error) });
       }
     }
@@ -101,15 +102,10 @@ export class Trouble {
   }
 
   #back() {
-    const { model, version } = { model: this.store.get("model"), version: this.store.get("version") };
+    const model = this.store.get("model");
+    const version = this.store.get("version");
     return this.store
       .get("models")
-      .some(
-        (entry) =>
-          entry.model === model &&
-          (!version || entry.version === version) &&
-          entry.state !== "MODEL_STATE_FAILED" &&
-          entry.state !== "MODEL_STATE_LOADING",
-      );
+      .some((entry) => entry.model === model && (!version || entry.version === version) && ready(entry));
   }
 }

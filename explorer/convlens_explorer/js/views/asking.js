@@ -1,35 +1,11 @@
 /** What views ask the server for: exact maps, kernels and the arithmetic of units. */
 
-import { ApiError, call, stream } from "../api.js";
+import { ApiError, call, layers } from "../api.js";
 import { el, replace } from "../element.js";
 import { channelsOf, hasMaps, INPUT } from "../network.js";
 import { Plane } from "../plane.js";
 import { t } from "../text.js";
-import { fromBase64 } from "../wire.js";
 import { Unable } from "./index.js";
-
-/**
- * Asks a method that answers layer by layer in chunks, and puts the chunks together.
- * @param {string} method
- * @param {object} body
- * @param {(head: any, data: Uint8Array) => void | Promise<void>} onLayer Gets the first chunk and all the bytes.
- * @param {AbortSignal} signal
- */
-export async function layers(method, body, onLayer, signal) {
-  let head = null;
-  let data = new Uint8Array();
-  const take = async (message) => {
-    const offset = Number(message.byteOffset ?? 0);
-    if (offset === 0) {
-      head = message;
-      data = new Uint8Array(Number(message.totalBytes ?? 0));
-    }
-    const part = fromBase64(message.data ?? "");
-    data.set(part, offset);
-    if (offset + part.length === data.length) await onLayer(head, data);
-  };
-  await stream(method, body, take, { signal });
-}
 
 /** Asks for one network and one image; keeps what it was told, as long as its view is open. */
 export class Asking {

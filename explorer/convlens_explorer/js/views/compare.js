@@ -1,14 +1,15 @@
 /** Two images, or two models or versions, compared layer by layer. */
 
+import { layers } from "../api.js";
 import { fixed } from "../arithmetic/format.js";
 import { el, replace } from "../element.js";
 import { figure, symmetric } from "../paint.js";
 import { Plane } from "../plane.js";
 import { t } from "../text.js";
 import { drawnAnew } from "./anew.js";
-import { layers, saying } from "./asking.js";
+import { saying } from "./asking.js";
 import { Unable } from "./index.js";
-import { legend, MapBox, pager } from "./parts.js";
+import { legend, MapBox, pageOf, pager } from "./parts.js";
 
 const MAPS = 12;
 /** Images that are compared together, at most: what the server takes at once unless it is told otherwise. */
@@ -125,9 +126,9 @@ async function draw(container, context) {
 
   let shown = "";
   const follow = async () => {
-    const { layer = "", page = "0" } = store.get("place").options ?? {};
+    const { layer = "", page = "" } = store.get("place").options ?? {};
     if (store.get("place").view !== "compare" || `${layer} ${page}` === shown) return;
-    shown = `${layer} ${page}`;
+    const asked = (shown = `${layer} ${page}`);
     for (const line of body.rows) line.classList.toggle("chosen", line.dataset.layer === layer);
     const known = found.find(({ name }) => name === layer);
     if (!known) {
@@ -138,11 +139,14 @@ async function draw(container, context) {
       await layers(
         "Compare",
         { ...request, layers: [layer], includeDifferences: true, valueType: "VALUE_TYPE_FLOAT32" },
-        (head, data) =>
+        (head, data) => {
+          // Answers may come in another order than they were asked for.
+          if (asked !== shown) return;
           replace(
             detail,
-            differences(context, head, data, Number.parseInt(page, 10) || 0, (to) => go({ page: String(to) })),
-          ),
+            differences(context, head, data, page, (to) => go({ page: String(to) })),
+          );
+        },
         scope.signal,
       );
     } catch (error) {
@@ -218,7 +222,7 @@ function differences({ scope, tables }, head, data, page, onPage) {
   const all = Plane.of(values.subarray(0, channels * area), 1, channels * area);
   const range = symmetric(all.low, all.high);
   const pages = Math.ceil(channels / MAPS);
-  const from = Math.min(pages - 1, Math.max(0, page)) * MAPS;
+  const from = pageOf(page, pages) * MAPS;
   const boxes = Array.from({ length: Math.min(MAPS, channels - from) }, (_, i) => {
     const channel = from + i;
     const plane = Plane.of(values.subarray(channel * area, (channel + 1) * area), height, width);

@@ -8,7 +8,7 @@ import { Plane } from "../plane.js";
 import { t } from "../text.js";
 import { drawnAnew } from "./anew.js";
 import { Asking, newest, saying, unitOf } from "./asking.js";
-import { channelPicker, explainButton, FieldBox, legend, MapBox, number, pager } from "./parts.js";
+import { channelPicker, explainButton, FieldBox, legend, MapBox, number, pageOf, pager } from "./parts.js";
 import { intermediatesOf, shared, stacked } from "./planes.js";
 import { Sweep } from "./sweep.js";
 
@@ -33,7 +33,7 @@ async function draw(container, context) {
   const asking = new Asking(context);
   const { first, count } = inputsOf(layer, source, channel);
   const pages = Math.ceil(count / ROWS);
-  const page = Math.min(pages - 1, Math.max(0, Number.parseInt(options.page ?? "0", 10) || 0));
+  const page = pageOf(options.page, pages);
   const from = first + page * ROWS;
   const channels = Array.from({ length: Math.min(ROWS, first + count - from) }, (_, i) => from + i);
   const [inputs, [output], kernels, image] = await Promise.all([
@@ -178,7 +178,7 @@ async function draw(container, context) {
     el(
       "div.view-bar",
       {},
-      channelPicker(context, layer, channel, (to) => ({ view: "conv", layer: name, channel: to })),
+      channelPicker(context, layer, channel, { placeOf: (to) => ({ view: "conv", layer: name, channel: to }) }),
       sweep.element,
       el(
         "button",

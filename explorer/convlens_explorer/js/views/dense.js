@@ -7,7 +7,7 @@ import { Plane } from "../plane.js";
 import { t } from "../text.js";
 import { Asking, unitOf } from "./asking.js";
 import { Unable } from "./index.js";
-import { channelPicker, explainButton, legend, MapBox, number, pager } from "./parts.js";
+import { channelPicker, explainButton, legend, MapBox, number, pageOf, pager } from "./parts.js";
 import { bundle, strip } from "./strip.js";
 
 const MAPS = 16;
@@ -90,7 +90,7 @@ export async function open(container, context) {
     const { options: now = {} } = store.get("place");
     const show = SHOWN.includes(now.show) ? now.show : "value";
     const pages = Math.ceil(source.channels / MAPS);
-    const page = Math.min(pages - 1, Math.max(0, Number.parseInt(now.page ?? "0", 10) || 0));
+    const page = pageOf(now.page, pages);
     const area = source.height * source.width;
     const channels = Array.from({ length: Math.min(MAPS, source.channels - page * MAPS) }, (_, i) => page * MAPS + i);
     const go = (change) => store.go({ ...store.get("place"), options: { ...now, ...change } });
@@ -146,13 +146,7 @@ export async function open(container, context) {
     el(
       "div.view-bar",
       {},
-      channelPicker(
-        context,
-        layer,
-        channel,
-        (to) => ({ ...store.get("place"), channel: to }),
-        labelsOf(network, layer),
-      ),
+      channelPicker(context, layer, channel, { names: labelsOf(network, layer) }),
       softmax &&
         el(
           "button",

@@ -158,11 +158,11 @@ async function draw(container, context) {
 function picker(context, layer, channel, options) {
   const { store, network } = context;
   if (options.input === undefined) {
-    return channelPicker(context, layer, channel, (to) => ({ ...store.get("place"), channel: to }));
+    return channelPicker(context, layer, channel);
   }
   const source = network.layer(layer.inputs[0]);
-  const place = (to) => ({ ...store.get("place"), options: { input: String(to) } });
-  return channelPicker(context, source, Number(options.input), place);
+  const placeOf = (to) => ({ ...store.get("place"), options: { input: String(to) } });
+  return channelPicker(context, source, Number(options.input), { placeOf });
 }
 
 /** Rows and columns in which so many units are laid: full rows, as long as may be. */

@@ -53,12 +53,7 @@ async function draw(container, context) {
   let images = [];
   container.append(
     el("p.lead", {}, t("maximizing.lead")),
-    el(
-      "div.view-bar",
-      {},
-      channelPicker(context, layer, channel, (to) => ({ ...store.get("place"), channel: to })),
-      form,
-    ),
+    el("div.view-bar", {}, channelPicker(context, layer, channel), form),
     progress,
     says,
     grid,

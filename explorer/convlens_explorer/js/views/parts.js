@@ -99,12 +99,15 @@ export function shareOf(value, { low, high }) {
  * @param {import("./index.js").Context} context
  * @param {import("../network.js").Layer} layer
  * @param {number} channel
- * @param {(channel: number) => import("../store.js").Place} placeOf
- * @param {string[]} [names] Of the channels; their numbers if there are none.
+ * @param {object} [options]
+ * @param {string[]} [options.names] Of the channels; their numbers if there are none.
+ * @param {(channel: number) => import("../store.js").Place} [options.placeOf] Where the choice leads, if not to the same
+ *   place of another channel.
  */
-export function channelPicker({ store }, layer, channel, placeOf, names) {
+export function channelPicker({ store }, layer, channel, { names, placeOf } = {}) {
   const count = channelsOf(layer);
-  const go = (to) => store.go(placeOf((to + count) % count));
+  const same = (to) => ({ ...store.get("place"), channel: to });
+  const go = (to) => store.go((placeOf ?? same)((to + count) % count));
   const step = (key, by, sign) =>
     el("button", { type: "button", "aria-label": t(key), on: { click: () => go(channel + by) } }, sign);
   const field = names
@@ -134,6 +137,11 @@ export function channelPicker({ store }, layer, channel, placeOf, names) {
 /** Opens the article at a section. */
 export function explainButton({ store }, section) {
   return el("button", { type: "button", on: { click: () => store.set({ article: section }) } }, t("view.explain"));
+}
+
+/** The page that a link's text names, of so many. @param {string | undefined} text @param {number} pages */
+export function pageOf(text, pages) {
+  return Math.min(pages - 1, Math.max(0, Number.parseInt(text ?? "", 10) || 0));
 }
 
 /** Buttons between pages; nothing where there is only one. */

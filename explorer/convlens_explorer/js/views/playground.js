@@ -172,25 +172,16 @@ function draw({ stage, sizes, fields, values, scope, tables }) {
   const taken = (unit) => patch(image, [input, input], windowAt(geometry, unit[0], unit[1]));
   const most = weights.reduce((sum, weight) => sum + weight, 0) || 1;
   const whole = (value, most) => ({ text: fixed(value, 0), value, share: 0.5 + value / most / 2 });
-  const source = new Matrix({
-    scope,
-    label: t("playground.inputMatrix"),
-    size: [input, input],
+  const matrix = (key, side, table, cell, more = {}) =>
+    new Matrix({ scope, label: t(key), size: [side, side], zoom: 21, table, cell, ...more });
+  const pixel = (row, column) => whole(image(row, column), 1);
+  const source = matrix("playground.inputMatrix", input, tables.activation, pixel, {
     padding: geometry.padding,
-    zoom: 21,
-    table: tables.activation,
-    cell: (row, column) => whole(image(row, column), 1),
     onPoint: (row, column) => fits && point(unitAround(geometry, [output, output], row, column)),
     onMove: (down, across) => fits && point([unit[0] + down, unit[1] + across]),
   });
-  const square = new Matrix({
-    scope,
-    label: t("playground.kernelMatrix"),
-    size: [kernel, kernel],
-    zoom: 21,
-    table: tables.weight,
-    cell: (row, column) => whole(weights[row * kernel + column], 1),
-  });
+  const weight = (row, column) => whole(weights[row * kernel + column], 1);
+  const square = matrix("playground.kernelMatrix", kernel, tables.weight, weight);
   replace(
     stage,
     part("playground.inputMatrix", source.element),
@@ -201,13 +192,8 @@ function draw({ stage, sizes, fields, values, scope, tables }) {
   /** @type {(position: number[]) => void} */
   let point = () => {};
   if (!fits) return;
-  const result = new Matrix({
-    scope,
-    label: t("playground.outputMatrix"),
-    size: [output, output],
-    zoom: 21,
-    table: tables.activation,
-    cell: (row, column) => whole(dot(taken([row, column]), weights), most),
+  const sum = (row, column) => whole(dot(taken([row, column]), weights), most);
+  const result = matrix("playground.outputMatrix", output, tables.activation, sum, {
     onPoint: (row, column) => point([row, column]),
     onMove: (down, across) => point([unit[0] + down, unit[1] + across]),
   });

@@ -6,7 +6,7 @@ import { el, replace } from "../element.js";
 import { t } from "../text.js";
 import { drawnAnew } from "./anew.js";
 import { Asking, unitOf } from "./asking.js";
-import { channelPicker, explainButton, legend, number, pager, shareOf } from "./parts.js";
+import { channelPicker, explainButton, legend, number, pageOf, pager, shareOf } from "./parts.js";
 
 const KINDS = ["softmax"];
 /** Classes on a page; the others of a large network are summed up. */
@@ -32,7 +32,7 @@ async function draw(container, context) {
   const order = logits.map((_, i) => i);
   if (order.length > CLASSES) order.sort((a, b) => logits[b] - logits[a]);
   const pages = Math.ceil(order.length / CLASSES);
-  const page = Math.min(pages - 1, Math.max(0, Number.parseInt(options.page ?? "0", 10) || 0));
+  const page = pageOf(options.page, pages);
   const shown = order.slice(page * CLASSES, (page + 1) * CLASSES);
   const others = sum - shown.reduce((total, i) => total + exponentials[i], 0);
   const range = { low: Math.min(...logits), high: largest };
@@ -102,13 +102,7 @@ async function draw(container, context) {
     el(
       "div.view-bar",
       {},
-      channelPicker(
-        context,
-        layer,
-        channel,
-        (to) => ({ ...store.get("place"), channel: to }),
-        logits.map((_, i) => label(i)),
-      ),
+      channelPicker(context, layer, channel, { names: logits.map((_, i) => label(i)) }),
       explainButton(context, "softmax"),
     ),
     el(
