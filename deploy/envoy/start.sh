@@ -1,4 +1,5 @@
-# Starts Envoy with one of its two listeners, LISTENER=plain or tls.
+# Starts Envoy with its listener, LISTENER=plain or tls.
+set -- /etc/envoy/plain.yaml
 if [ "$LISTENER" = tls ]; then
   for secret in tls_certificate tls_key; do
     if [ ! -r "/run/secrets/$secret" ]; then
@@ -6,6 +7,6 @@ if [ "$LISTENER" = tls ]; then
       exit 1
     fi
   done
+  set -- "$@" /etc/envoy/tls.yaml
 fi
-exec envoy --config-path /etc/envoy/envoy.yaml --config-yaml "$(cat "/etc/envoy/$LISTENER.yaml")" --log-level warning \
-  --disable-hot-restart
+exec envoy --config-path /etc/envoy/envoy.yaml --config-yaml "$(cat "$@")" --log-level warning --disable-hot-restart

@@ -6,18 +6,7 @@ import json
 
 import pytest
 
-from containers.system import (
-    ROOT,
-    System,
-    container,
-    docker,
-    ended,
-    inspect,
-    is_ready,
-    logs,
-    message,
-    wait_for,
-)
+from containers.system import ROOT, System, container, docker, ended, inspect, is_ready, logs, message, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 

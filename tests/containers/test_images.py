@@ -8,19 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from containers.system import (
-    ROOT,
-    Load,
-    container,
-    docker,
-    ended,
-    inspect,
-    is_ready,
-    logs,
-    message,
-    run,
-    wait_for,
-)
+from containers.system import ROOT, Load, container, docker, ended, inspect, is_ready, logs, message, run, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
