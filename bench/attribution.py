@@ -13,9 +13,7 @@ Networks of colour images get the folder's; networks of grey ones get as many of
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,13 +25,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from command import finish, new_parser
 from convlens.v1 import convlens_pb2 as pb
 from convlens.v1 import convlens_pb2_grpc
 from convlens_training import datasets
 from convlens_training.recipes import ImageSize
 from machine import machine
 from processes import accepts, free_ports, serving
-from tables import goal, goal_table, table, update_readme
+from tables import goal, goal_table, table
 
 _HERE = Path(__file__).parent
 _MODELS = ("tiny_vgg", "tiny_vgg_bn", "lecture_cnn")
@@ -268,27 +267,20 @@ def _raw(images: Pixels) -> pb.Images:
 
 def main() -> int:
     """Measures or shows; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser("attribution", __doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="images of what the models know, at any depth")
     parser.add_argument("--models", nargs="+", default=_MODELS, help="that ship (%(default)s)")
     parser.add_argument("--most", type=int, help="images to take of the folder")
-    parser.add_argument("--output", type=Path, default=_HERE / "results" / "attribution.json", help="where results go")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, show a stored result")
-    parser.add_argument("--update-readme", action="store_true", help="put the table into bench/README.md")
     arguments = parser.parse_args()
-    if arguments.table:
-        result = json.loads(arguments.table.read_text())
-    elif arguments.folder is None:
+    if arguments.folder is None and not arguments.table:
         parser.error("give a folder of images, or a stored result by --table")
-    else:
-        result = measure(arguments.folder, arguments.models, arguments.most)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, ensure_ascii=False) + "\n")
-    text = render(result)
-    print(text)
-    if arguments.update_readme:
-        update_readme(_HERE / "README.md", "attribution.py", text)
-    return 0
+    return finish(
+        "attribution",
+        arguments,
+        lambda: measure(arguments.folder, arguments.models, arguments.most),
+        render,
+        indent=None,
+    )
 
 
 if __name__ == "__main__":

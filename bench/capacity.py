@@ -6,9 +6,7 @@ python bench/capacity.py --table FILE     # prints the table of a stored result
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import os
 import shutil
 import sys
@@ -18,14 +16,15 @@ from typing import Any
 
 from PIL import Image
 
-from answers import METHOD, AnswerError, Questions
+from answers import METHOD, Questions
+from command import finish, new_parser, say, say_if_busy
 from contenders import OURS, check_sizes, is_ready, our_server
 from convlens.v1 import convlens_pb2 as pb
-from h2load import Load, LoadError, frame, parse_summary, percentile, read_latencies, require_h2load, run_h2load
+from h2load import Load, frame, parse_summary, percentile, read_latencies, require_h2load, run_h2load
 from in_process import sample_images
-from machine import QUIET, machine
+from machine import machine
 from processes import ProcessError, ServerProcess, free_ports, run_child, serving
-from tables import spread, table, update_readme
+from tables import spread, table
 
 _HERE = Path(__file__).parent
 _ONE, _FILE, _MANY, _MAPS = "one image", "one PNG file", "32 images", "all feature maps of one image"
@@ -58,8 +57,7 @@ def measure(models: Path, device: str, seconds: float, repeats: int) -> dict[str
         "machine": {**machine("grpcio", "onnxruntime"), "cores": len(cores), "h2load": h2load},
         "repeats": [],
     }
-    if result["machine"]["load_before"] > QUIET:
-        _say(f"this machine is busy (load average {result['machine']['load_before']:.1f}): the figures mean little")
+    say_if_busy(result["machine"])
     files = sorted(models.glob("*/*/model*.onnx"))
     with TemporaryDirectory() as folder:
         for n in range(repeats):
@@ -69,7 +67,7 @@ def measure(models: Path, device: str, seconds: float, repeats: int) -> dict[str
                 if precision == "float16" or (precision == "int8" and device != "cpu"):
                     # For GPUs, where answers differ by more than they are compared to; and for CPUs.
                     continue
-                _say(f"repeat {n + 1} of {repeats}: {name}, {precision}")
+                say(f"repeat {n + 1} of {repeats}: {name}, {precision}")
                 alone = Path(folder) / f"{name}-{precision}"
                 if not alone.exists():
                     shutil.copytree(path.parent, alone / name / path.parent.name)
@@ -158,38 +156,22 @@ def render(result: dict[str, Any]) -> str:
     return "\n\n".join((machine_line, command, table(titles, rows)))
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Measures or shows; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser("capacity", __doc__)
     parser.add_argument("--models", type=Path, default=_HERE.parent / "models", help="the repository (models)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<index> (%(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each load (%(default)g)")
     parser.add_argument("--repeats", type=int, default=3, help="of the whole sequence (%(default)d)")
-    parser.add_argument("--output", type=Path, default=_HERE / "results" / "capacity.json", help="where results go")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, show a stored result")
-    parser.add_argument("--update-readme", action="store_true", help="put the table into bench/README.md")
     arguments = parser.parse_args()
     if arguments.seconds < 1 or arguments.repeats < 1:
         parser.error("--seconds and --repeats must be at least 1")
-    if arguments.table:
-        result = json.loads(arguments.table.read_text())
-    else:
-        try:
-            result = measure(arguments.models, arguments.device, arguments.seconds, arguments.repeats)
-        except (LoadError, AnswerError, ProcessError) as error:
-            _say(f"bench/capacity.py: {error}")
-            return 1
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    text = render(result)
-    print(text)
-    if arguments.update_readme:
-        update_readme(_HERE / "README.md", "capacity.py", text)
-    return 0
+    return finish(
+        "capacity",
+        arguments,
+        lambda: measure(arguments.models, arguments.device, arguments.seconds, arguments.repeats),
+        render,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from answers import METHOD, Questions
 from h2load import Load, LoadError, frame, parse_summary, percentile, read_latencies, run_h2load
-from processes import ServerProcess, accepts, free_ports, http_get, serving
+from processes import ProcessError, ServerProcess, accepts, free_ports, http_get, serving
 
 OURS = ("completion_queue", "aio")
 PLAIN = "plain"
@@ -30,6 +30,14 @@ def our_server(models: Path, port: int, http_port: int, transport: str) -> list[
     command = [sys.executable, "-m", "convlens_server", "--models", str(models), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--http-port", str(http_port), "--transport", transport]
     return [*command, "--device", "cpu", "--log-level", "warning"]
+
+
+def highest_version(folder: Path) -> Path:
+    """The file of a model's highest version. Raises ProcessError where there is none."""
+    versions = [path for path in folder.glob("*/model.onnx") if path.parent.name.isdigit()]
+    if not versions:
+        raise ProcessError(f"{folder} has no <version>/model.onnx; give --models the model repository")
+    return max(versions, key=lambda path: int(path.parent.name))
 
 
 def is_ready(http_port: int) -> bool:

@@ -6,9 +6,7 @@ python bench/serving.py --table FILE     # prints the table of a stored result
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -16,15 +14,15 @@ from typing import Any
 
 import feature_maps
 import open_inference
-from answers import AnswerError, Questions
-from contenders import OURS, PLAIN, is_ready, measure_ours, measure_plain, our_server
+from answers import Questions
+from command import finish, new_parser, say, say_if_busy
+from contenders import OURS, PLAIN, highest_version, is_ready, measure_ours, measure_plain, our_server
 from convlens_server.config import parse_config
 from convlens_server.settings import MAX_BATCH
-from h2load import LoadError, require_h2load
-from machine import QUIET, machine
-from processes import ProcessError, free_ports, run_child, serving
+from h2load import require_h2load
+from machine import machine
+from processes import free_ports, run_child, serving
 from report import Result, goals, render
-from tables import update_readme
 
 _HERE = Path(__file__).parent
 _FEATURE_MAPS, _OPEN_INFERENCE = "feature_maps", "open_inference"
@@ -50,7 +48,7 @@ def measure(models: Path, model: str, seconds: float, repeats: int, only: list[s
         ProcessError: A server or a measurement failed.
     """
     h2load = require_h2load()
-    path = _highest_version(models / model)
+    path = highest_version(models / model)
     described = run_child("in_process.py", "describe", path)
     questions = Questions(model, described["shape"], described["scores"])
     config = parse_config(["--models", str(models)])
@@ -69,8 +67,7 @@ def measure(models: Path, model: str, seconds: float, repeats: int, only: list[s
         "machine": {**machine("grpcio"), "onnxruntime": described["onnxruntime"], "h2load": h2load},
         "repeats": [],
     }
-    if result["machine"]["load_before"] > QUIET:
-        _say(f"this machine is busy (load average {result['machine']['load_before']:.1f}): the figures mean little")
+    say_if_busy(result["machine"])
     with tempfile.TemporaryDirectory() as folder:
         resnet, skipped = Path(folder), "not asked for"
         expected: list[str] = []
@@ -78,26 +75,26 @@ def measure(models: Path, model: str, seconds: float, repeats: int, only: list[s
             missing = [name for name in ("torch", "torchvision", "onnxscript") if not importlib.util.find_spec(name)]
             skipped = f"{', '.join(missing)} not installed (the training extra)" if missing else ""
             if not skipped:
-                _say("exporting a ResNet-18")
+                say("exporting a ResNet-18")
                 expected = run_child("feature_maps.py", "export", resnet)
         if skipped:
             result["feature_maps_skipped"] = skipped
         for n in range(repeats):
             turn: dict[str, Any] = {"servers": {}}
-            _say(f"repeat {n + 1} of {repeats}: onnxruntime alone")
+            say(f"repeat {n + 1} of {repeats}: onnxruntime alone")
             turn["raw"] = run_child("in_process.py", "measure", path, seconds * _RAW_SHARE)
             for name in (each for each in (OURS[0], PLAIN, OURS[1]) if each in only):
-                _say(f"repeat {n + 1} of {repeats}: {name}")
+                say(f"repeat {n + 1} of {repeats}: {name}")
                 turn["servers"][name] = (
                     measure_plain(path, model, questions, seconds)
                     if name == PLAIN
                     else measure_ours(models, name, questions, seconds)
                 )
             if not skipped:
-                _say(f"repeat {n + 1} of {repeats}: feature maps")
+                say(f"repeat {n + 1} of {repeats}: feature maps")
                 turn["feature_maps"] = _feature_maps(resnet, expected, seconds * _FEATURE_MAP_SHARE)
             if _OPEN_INFERENCE in only:
-                _say(f"repeat {n + 1} of {repeats}: the Open Inference Protocol")
+                say(f"repeat {n + 1} of {repeats}: the Open Inference Protocol")
                 turn["open_inference"] = open_inference.measure(path, model, seconds)
             result["repeats"].append(turn)
     result["goals"] = goals(result)
@@ -105,7 +102,7 @@ def measure(models: Path, model: str, seconds: float, repeats: int, only: list[s
 
 
 def _feature_maps(models: Path, expected: list[str], seconds: float) -> dict[str, Any]:
-    path = _highest_version(models / feature_maps.MODEL)
+    path = highest_version(models / feature_maps.MODEL)
     alone = run_child("feature_maps.py", "measure", path, seconds)
     layers, block = alone.pop("layers"), alone.pop("first_block")
     port, http_port = free_ports(2)
@@ -120,46 +117,23 @@ def _feature_maps(models: Path, expected: list[str], seconds: float) -> dict[str
     }
 
 
-def _highest_version(folder: Path) -> Path:
-    versions = [path for path in folder.glob("*/model.onnx") if path.parent.name.isdigit()]
-    if not versions:
-        raise ProcessError(f"{folder} has no <version>/model.onnx; give --models the model repository")
-    return max(versions, key=lambda path: int(path.parent.name))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Measures or shows; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser("serving", __doc__)
     parser.add_argument("--model", default="lecture_cnn", help="the model that is measured (%(default)s)")
     parser.add_argument("--models", type=Path, default=_HERE.parent / "models", help="the repository (models)")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each server under each load (%(default)g)")
     parser.add_argument("--repeats", type=int, default=3, help="of the whole sequence (%(default)d)")
-    parser.add_argument("--output", type=Path, default=_HERE / "results" / "serving.json", help="where results go")
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=list(_PARTS), help="parts to measure (all)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, show a stored result")
-    parser.add_argument("--update-readme", action="store_true", help="put the table into bench/README.md")
     arguments = parser.parse_args()
     if arguments.seconds < 1 or arguments.repeats < 1:
         parser.error("--seconds and --repeats must be at least 1")
-    if arguments.table:
-        result = json.loads(arguments.table.read_text())
-    else:
-        try:
-            result = measure(arguments.models, arguments.model, arguments.seconds, arguments.repeats, arguments.only)
-        except (LoadError, AnswerError, ProcessError) as error:
-            _say(f"bench/serving.py: {error}")
-            return 1
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    table = render(result)
-    print(table)
-    if arguments.update_readme:
-        update_readme(_HERE / "README.md", "serving.py", table)
-    return 0
+    return finish(
+        "serving",
+        arguments,
+        lambda: measure(arguments.models, arguments.model, arguments.seconds, arguments.repeats, arguments.only),
+        render,
+    )
 
 
 if __name__ == "__main__":

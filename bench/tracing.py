@@ -6,9 +6,7 @@ python bench/tracing.py --table FILE     # prints the table of a stored result
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +18,13 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
-from answers import AnswerError, Questions
-from contenders import AT_32, OURS, Contest, is_ready, our_server
-from h2load import LoadError, require_h2load
-from machine import QUIET, machine
+from answers import Questions
+from command import finish, new_parser, say, say_if_busy
+from contenders import AT_32, OURS, Contest, highest_version, is_ready, our_server
+from h2load import require_h2load
+from machine import machine
 from processes import ProcessError, free_ports, run_child, serving
-from tables import goal, goal_table, spread, table, update_readme
+from tables import goal, goal_table, spread, table
 
 _HERE = Path(__file__).parent
 # The servers, and the share of their requests that they trace; None: tracing is off. The second differs from the first
@@ -75,7 +74,7 @@ def measure(models: Path, seconds: float, repeats: int) -> dict[str, Any]:
         ProcessError: A server failed, or no spans arrived.
     """
     h2load = require_h2load()
-    path = max(models.glob(f"{_MODEL}/*/model.onnx"), key=lambda each: int(each.parent.name))
+    path = highest_version(models / _MODEL)
     described = run_child("in_process.py", "describe", path)
     questions = Questions(_MODEL, described["shape"], described["scores"])
     result: dict[str, Any] = {
@@ -83,11 +82,10 @@ def measure(models: Path, seconds: float, repeats: int) -> dict[str, Any]:
         "machine": {**machine("grpcio", "opentelemetry-sdk"), "h2load": h2load},
         "repeats": [],
     }
-    if result["machine"]["load_before"] > QUIET:
-        _say(f"this machine is busy (load average {result['machine']['load_before']:.1f}): the figures mean little")
+    say_if_busy(result["machine"])
     with collecting() as (collector, endpoint):
         for n in range(repeats):
-            _say(f"repeat {n + 1} of {repeats}")
+            say(f"repeat {n + 1} of {repeats}")
             result["repeats"].append(_race(models, questions, endpoint, seconds, n))
     result["spans"] = collector.spans
     if not collector.spans:
@@ -155,37 +153,16 @@ def render(result: dict[str, Any]) -> str:
     ))  # fmt: skip
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Measures or shows; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser("tracing", __doc__)
     parser.add_argument("--models", type=Path, default=_HERE.parent / "models", help="the repository (models)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of the load each time (%(default)g)")
     parser.add_argument("--repeats", type=int, default=15, help="of it (%(default)d)")
-    parser.add_argument("--output", type=Path, default=_HERE / "results" / "tracing.json", help="where results go")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, show a stored result")
-    parser.add_argument("--update-readme", action="store_true", help="put the table into bench/README.md")
     arguments = parser.parse_args()
     if arguments.seconds < 1 or arguments.repeats < 1:
         parser.error("--seconds and --repeats must be at least 1")
-    if arguments.table:
-        result = json.loads(arguments.table.read_text())
-    else:
-        try:
-            result = measure(arguments.models, arguments.seconds, arguments.repeats)
-        except (LoadError, AnswerError, ProcessError) as error:
-            _say(f"bench/tracing.py: {error}")
-            return 1
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    text = render(result)
-    print(text)
-    if arguments.update_readme:
-        update_readme(_HERE / "README.md", "tracing.py", text)
-    return 0
+    return finish("tracing", arguments, lambda: measure(arguments.models, arguments.seconds, arguments.repeats), render)
 
 
 if __name__ == "__main__":

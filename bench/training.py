@@ -6,8 +6,6 @@ python bench/training.py --table FILE    # prints the table of a stored result
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,15 +20,15 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from command import finish, new_parser, say, say_if_busy
 from convlens.manifest import ImageInput
 from convlens_training import architectures, augmentation, datasets, devices, fitting, networks
 from convlens_training.checkpoints import Checkpoints
 from convlens_training.datasets import Dataset, Split
 from convlens_training.recipes import RECIPES, Augmentation, Recipe
-from machine import QUIET, machine
-from tables import goal, goal_table, spread, table, update_readme
+from machine import machine
+from tables import goal, goal_table, spread, table
 
-_HERE = Path(__file__).parent
 NETWORKS = ("lecture_cnn", "tiny_vgg", "tiny_vgg_bn")
 # Small photos are drawn at random: what they show does not matter to the speed.
 _PHOTOS, _CLASSES = 2000, 10
@@ -52,14 +50,13 @@ def measure(threads: int, repeats: int) -> dict[str, Any]:
         "machine": machine("torch", "torchvision", "lightning-fabric"),
         "repeats": [],
     }
-    if result["machine"]["load_before"] > QUIET:
-        _say(f"this machine is busy (load average {result['machine']['load_before']:.1f}): the figures mean little")
+    say_if_busy(result["machine"])
     torch.set_num_threads(threads)
     subjects = {name: (_dataset(name), RECIPES[architectures.find(name).recipe]) for name in NETWORKS}
     for n in range(repeats):
         turn: dict[str, Any] = {}
         for name, (dataset, recipe) in subjects.items():
-            _say(f"repeat {n + 1} of {repeats}: {name}")
+            say(f"repeat {n + 1} of {repeats}: {name}")
             recipe = replace(recipe, epochs=_EPOCHS, calm=0)
             same = replace(recipe, augmentation=Augmentation(), clip=None, ema=None)
             turn[name] = {
@@ -213,32 +210,15 @@ def _augmentation(split: Split, how: Augmentation) -> dict[str, float]:
     return rates
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Measures or shows; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser("training", __doc__)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (%(default)d)")
     parser.add_argument("--repeats", type=int, default=3, help="of the whole sequence (%(default)d)")
-    parser.add_argument("--output", type=Path, default=_HERE / "results" / "training.json", help="where results go")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, show a stored result")
-    parser.add_argument("--update-readme", action="store_true", help="put the table into bench/README.md")
     arguments = parser.parse_args()
     if arguments.threads < 1 or arguments.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
-    if arguments.table:
-        result = json.loads(arguments.table.read_text())
-    else:
-        result = measure(arguments.threads, arguments.repeats)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    text = render(result)
-    print(text)
-    if arguments.update_readme:
-        update_readme(_HERE / "README.md", "training.py", text)
-    return 0
+    return finish("training", arguments, lambda: measure(arguments.threads, arguments.repeats), render)
 
 
 if __name__ == "__main__":
