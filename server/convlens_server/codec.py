@@ -9,6 +9,9 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from convlens_server.errors import InvalidImage
 
+# Of files that may be images, in lower case.
+ENDINGS = frozenset({".jpeg", ".jpg", ".png", ".webp"})
+
 # Opened directly: Image.open has a pixel limit of its own, which is global, and only warns below the double of it.
 _OPENERS = {
     "JPEG": JpegImagePlugin.jpeg_factory,

@@ -168,7 +168,7 @@ def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
     add("trace-share", _number(0, 1), "of the requests that are traced, where their callers do not decide it")
     add("log-format", str, "auto is human on a terminal, else json", choices=FORMATS)
     add("log-level", str, "lowest level that is logged", choices=LEVELS)
-    _check_names([option for action in parser._actions for option in action.option_strings], error)
+    _check_names(error)
     values = vars(parser.parse_args(list(argv)))
     values.pop("config")
     values["datasets"] = tuple(values["datasets"])
@@ -185,9 +185,11 @@ def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
     return config if config.threads else replace(config, threads=default_threads())
 
 
-def _check_names(options: Sequence[str], error: Callable[[str], NoReturn]) -> None:
+def _check_names(error: Callable[[str], NoReturn]) -> None:
     """Refuses an environment variable whose name is nearly one of ours: it would have no effect."""
-    known = {_PREFIX + option.lstrip("-").replace("-", "_").upper() for option in ("--server", *options)}
+    # `--dataset` fills the field `datasets`. `convlens` itself reads the variable of `--server`.
+    names = {field.name for field in fields(Config)} - {"datasets"} | {"dataset", "config", "server"}
+    known = {_PREFIX + name.upper() for name in names}
     for name in os.environ:
         # Not all that begin so: Kubernetes names the address of a service called convlens by such variables.
         if name.startswith(_PREFIX) and name not in known:
@@ -238,8 +240,13 @@ def _within(value: _Number, low: _Number, high: _Number) -> _Number:
 
 
 def _collector(text: str) -> str:
-    url = urlsplit(text)
-    if text and (url.scheme not in ("http", "https") or not url.hostname):
+    try:
+        url = urlsplit(text)
+        # A port that is none raises, too.
+        good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        good = False
+    if text and not good:
         raise argparse.ArgumentTypeError(f"{text!r} is not a URL such as http://host:4317")
     return text
 

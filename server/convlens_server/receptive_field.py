@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from convlens.v1 import convlens_pb2 as pb
 from convlens_server.graph import TRANSPARENT, Graph, attribute
 from convlens_server.operators import window
 from convlens_server.shapes import TensorType
@@ -84,6 +85,19 @@ class ReceptiveFields:
     def __getitem__(self, tensor: str) -> ReceptiveField:
         """The field of a tensor that has been followed."""
         return self._fields[tensor]
+
+    def region(self, tensor: str, row: int, column: int) -> pb.Region:
+        """What the units at a row and column see; the whole image where those are none of the image's."""
+        seen, rank = self._fields[tensor], len(self._types[tensor].dims)
+        # Of other ranks or axes, what counts as rows and columns is not what the field moves along.
+        if not (seen.is_whole or rank == 4 or (rank > 4 and seen.axes == (-2, -1))):
+            return pb.Region(height=self.size[0], width=self.size[1])
+        return pb.Region(
+            top=seen.start[0] + row * seen.stride[0],
+            left=seen.start[1] + column * seen.stride[1],
+            height=seen.size[0],
+            width=seen.size[1],
+        )
 
     def follow(self, node: onnx.NodeProto) -> None:
         """Computes the fields of a node's outputs, if it takes the image or what was computed from it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convlens.v1 import convlens_pb2 as pb
-from convlens_server.codec import format_of
+from convlens_server.codec import ENDINGS, format_of
 
 if TYPE_CHECKING:
     from convlens_server.model import Model
@@ -21,7 +21,6 @@ FOLDER = "samples"
 MOST = 64
 # Together they go in one message: a caller's own limit is 4 MiB unless it sets another.
 MOST_BYTES = 3 * 2**20
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def read_samples(version: Path) -> tuple[Sample, ...]:
         return ()
     samples: dict[str, Sample] = {}
     size = 0
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and path.name[0] != "."):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.name[0] != "."):
         try:
             with path.open("rb") as file:
                 # What is larger than all may be together need not be in memory.

@@ -71,7 +71,9 @@ class Gradients:
         with self._lock:
             tail = self._tails.get(layer.name)
             if tail is None:
-                tail = self._tails[layer.name] = _Tail(self._network, layer, self._make_session)
+                tail = self._tails[layer.name] = _Tail(
+                    self._network, self._catalogue.anatomy.graph, layer, self._make_session
+                )
                 if len(self._tails) > self._cache_size:
                     self._tails.popitem(last=False)
             self._tails.move_to_end(layer.name)
@@ -85,11 +87,10 @@ class Gradients:
 class _Tail:
     """What stands between a layer and the logits, forwards and backwards."""
 
-    def __init__(self, network: Network, layer: Layer, make_session: MakeSession) -> None:
+    def __init__(self, network: Network, graph: Graph, layer: Layer, make_session: MakeSession) -> None:
         self._network = network
         self._tensor = layer.tensor
         self._images = network.fixed_batch or 1
-        graph = Graph(network.model, network.input_name)
         between = _between(graph, layer.tensor, network.logits_name)
         if not between:
             raise NotApplicable(

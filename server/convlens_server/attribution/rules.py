@@ -106,6 +106,8 @@ def _max_pool(w: Writer, node: onnx.NodeProto, position: int, reaching: list[str
     _window(w, node)
     if reaching[1:] and reaching[1]:
         raise NoRule("whose indices are used")
+    if attribute(node, "storage_order", 0):
+        raise NoRule("whose indices go column by column")
     shape = w.shape(node.input[0])
     indices = w.indices.setdefault(
         node.output[0], node.output[1] if len(node.output) > 1 else f"{node.output[0]}/indices"

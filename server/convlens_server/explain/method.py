@@ -8,7 +8,6 @@ from typing import TypeAlias
 
 from convlens.v1 import convlens_pb2 as pb
 from convlens_server.aside import Aside
-from convlens_server.catalogue import Layer
 from convlens_server.explain import functions, others, pooling, weighted
 from convlens_server.explain.operands import Operands
 from convlens_server.model import Model
@@ -90,26 +89,10 @@ def explain_unit(
         kind=layer.kind,
         result=result,
         activation=operands.activation,
-        receptive_field=_receptive_field(operands, layer, request.unit),
+        receptive_field=operands.anatomy.fields.region(layer.tensor, request.unit.row, request.unit.column),
         model=model.name,
         version=model.version,
     )
     getattr(response, _FIELDS[type(arithmetic)]).CopyFrom(arithmetic)
     response.compute_ms = (time.monotonic() - began) * 1000
     yield response
-
-
-def _receptive_field(operands: Operands, layer: Layer, unit: pb.Unit) -> pb.Region:
-    """What a unit sees of the image; the whole image where the layer has no rows and columns of the image's."""
-    fields = operands.anatomy.fields
-    seen = fields[layer.tensor]
-    positions = seen.axes == (-2, -1) or (seen.axes is not None and len(operands.index) == 4)
-    if not positions and not seen.is_whole:
-        height, width = fields.size
-        return pb.Region(height=height, width=width)
-    return pb.Region(
-        top=seen.start[0] + unit.row * seen.stride[0],
-        left=seen.start[1] + unit.column * seen.stride[1],
-        height=seen.size[0],
-        width=seen.size[1],
-    )

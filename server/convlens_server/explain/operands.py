@@ -45,6 +45,11 @@ def place_shape(shape: Sequence[int]) -> Place:
     return channels, rows, columns
 
 
+def broadcast_index(shape: Sequence[int], index: Sequence[int]) -> tuple[int, ...]:
+    """The index of a value in an array that is broadcast, from that in the result."""
+    return tuple(0 if size == 1 else n for size, n in zip(shape, index[len(index) - len(shape) :], strict=True))
+
+
 class Operands:
     """The operands of one unit.
 

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from convlens.v1 import convlens_pb2 as pb
-from convlens_server.explain.operands import Operands, Values
+from convlens_server.explain.operands import Operands, Values, broadcast_index
 from convlens_server.graph import attribute
 
 # What each operator does between each two values, as the message says it and as numpy does it.
@@ -52,11 +52,10 @@ SELECTIONS: Mapping[str, tuple[int, ...] | None] = {
 def elementwise(operands: Operands) -> tuple[float, pb.Elementwise]:
     """Of the operators in `ELEMENTWISE`, broadcast as numpy does."""
     operation, function = ELEMENTWISE[operands.node.op_type]
-    taken = []
-    for name in operands.node.input:
-        shape = operands.values[name].shape
-        place = operands.index[len(operands.index) - len(shape) :]
-        taken.append(operands.point(name, [0 if size == 1 else n for size, n in zip(shape, place, strict=True)]))
+    taken = [
+        operands.point(name, broadcast_index(operands.values[name].shape, operands.index))
+        for name in operands.node.input
+    ]
     numbers = [np.float64(each.values[0]) for each in taken]
     with np.errstate(all="ignore"):
         result = float(list(accumulate(numbers, function))[-1])

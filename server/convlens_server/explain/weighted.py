@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convlens.v1 import convlens_pb2 as pb
-from convlens_server.explain.operands import Operands, Taken, Values
+from convlens_server.explain.operands import Operands, Taken, Values, broadcast_index
 from convlens_server.graph import attribute
 from convlens_server.operators import window
 
@@ -88,7 +88,7 @@ def matrix_product(operands: Operands) -> tuple[float, pb.WeightedSum]:
         if values.ndim == 1:
             lines.append(((0,), 0))
             continue
-        outer = _broadcast_index(values.shape[:-2], index)
+        outer = broadcast_index(values.shape[:-2], index)
         own = (*outer, 0, column) if is_second else (*outer, row, 0)
         lines.append((own, values.ndim - (2 if is_second else 1)))
     bias = 0.0
@@ -118,11 +118,6 @@ def cut_window(
     last_row, last_column = values.shape[1] - 1, values.shape[2] - 1
     cut = values[:, np.clip(rows, 0, last_row)[:, None], np.clip(columns, 0, last_column)]
     return np.where(inside, cut, np.asarray(fill, values.dtype)), inside
-
-
-def _broadcast_index(shape: Sequence[int], index: Sequence[int]) -> tuple[int, ...]:
-    """The index of a value in an array that is broadcast, from that in the result."""
-    return tuple(0 if size == 1 else n for size, n in zip(shape, index[len(index) - len(shape) :], strict=True))
 
 
 def _product(

@@ -21,6 +21,7 @@ from convlens_server.maximizing.jobs import Jobs, Progress, Report
 from convlens_server.maximizing.keeping import Keeping
 from convlens_server.maximizing.ranking import MOST, Best, Ranking
 from convlens_server.model import Model
+from convlens_server.receptive_field import ReceptiveFields
 from convlens_server.transport.base import Call
 
 _DEFAULT_COUNT = 9
@@ -81,7 +82,7 @@ class MaximizingImages:
                 continue
             picture = self._pictures(model, dataset) if request.include_images else None
             for channel in channels:
-                images = list(_images(step, layer, channel, count, picture))
+                images = list(_images(step, layer, model.catalogue.anatomy.fields, channel, count, picture))
                 yield message(channel=pb.MaximizingChannel(channel=channel, images=images))
 
     def _ranking(self, model: Model, layer: Layer, dataset: Dataset, call: Call) -> Iterator[Progress | Ranking]:
@@ -135,7 +136,12 @@ class MaximizingImages:
 
 
 def _images(
-    ranking: Ranking, layer: Layer, channel: int, count: int, picture: Callable[[str], bytes] | None
+    ranking: Ranking,
+    layer: Layer,
+    fields: ReceptiveFields,
+    channel: int,
+    count: int,
+    picture: Callable[[str], bytes] | None,
 ) -> Iterator[pb.MaximizingImage]:
     for index, activation, row, column in zip(
         ranking.index[channel, :count].tolist(),
@@ -147,15 +153,12 @@ def _images(
         if index < 0:
             return
         file = ranking.files[index]
-        start, stride, size = layer.receptive_field_start, layer.receptive_field_stride, layer.receptive_field
         yield pb.MaximizingImage(
             file=file,
             activation=activation,
             row=row,
             column=column,
-            receptive_field=pb.Region(
-                top=start[0] + row * stride[0], left=start[1] + column * stride[1], height=size[0], width=size[1]
-            ),
+            receptive_field=fields.region(layer.tensor, row, column),
             image=picture(file) if picture else b"",
         )
 

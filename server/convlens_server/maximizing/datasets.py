@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from convlens_server.codec import ENDINGS
 from convlens_server.errors import NotFound, near, shown
 from convlens_server.model import Model
 from convlens_server.samples import FOLDER as SAMPLES
 
-_ENDINGS = {".jpeg", ".jpg", ".png", ".webp"}
 # Larger files are taken for what they hardly are: images. Only the pixels are limited by the configuration.
 _MOST_BYTES = 256 * 2**20
 
@@ -67,7 +67,7 @@ class Folder:
             folders[:] = [each for each in folders if not each.startswith(".")]
             for file in names:
                 path = Path(where, file)
-                if file.startswith(".") or path.suffix.lower() not in _ENDINGS:
+                if file.startswith(".") or path.suffix.lower() not in ENDINGS:
                     continue
                 try:
                     status = path.stat()

@@ -39,7 +39,7 @@ Report = Callable[[Progress], None]
 
 @dataclass(eq=False)
 class _Job(Generic[ResultT]):
-    """One computation. Changed only under `changed`."""
+    """One computation. `waiting` and `stopped` are changed under the lock of `Jobs`, all else under `changed`."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     progress: Progress | None = None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from convlens_server.explain.operands import place_shape
+
 # Images that are kept for a channel.
 MOST = 16
 
@@ -44,8 +46,7 @@ class Best:
 
     def __init__(self, shape: Sequence[int]) -> None:
         self._channels = shape[0] if shape else 1
-        # Rows and columns; positions of any other kind count as columns.
-        self._columns = shape[2] if len(shape) == 3 else 0
+        _, self._rows, self._columns = place_shape(shape)
         self._value = np.full((self._channels, MOST), -np.inf, np.float32)
         self._image = np.full((self._channels, MOST), -1, np.int32)
         self._place = np.zeros((self._channels, MOST), np.int32)
@@ -75,6 +76,6 @@ class Best:
         index = index.reshape(image.shape)
         if used.size and used[0] == -1:
             used, index = used[1:], index - 1
-        row, column = divmod(self._place, self._columns) if self._columns else (np.zeros_like(self._place), self._place)
+        row, column = divmod(self._place % (self._rows * self._columns), self._columns)
         names = [files[number] for number in used]
         return Ranking(names, index.astype(np.int32), self._value, row, column, len(files), skipped)

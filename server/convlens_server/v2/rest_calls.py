@@ -30,7 +30,7 @@ R = TypeVar("R", bound=Message)
 T = TypeVar("T")
 
 
-class TooLarge(Exception):  # noqa: N818
+class TooLarge(Exception):  # noqa: N818 - as in convlens_server.errors
     """The body is over the limit."""
 
 

@@ -94,3 +94,15 @@ def test_reductions_of_older_files_have_their_axes_as_an_attribute(builder, expl
     reduced = net.node(op_type, "x", name="reduced", axes=[2, 3], keepdims=0)
     opened = explained(net.model(net.node("Identity", reduced)))
     assert len(opened.all_units("reduced")) == 3
+
+
+@pytest.mark.parametrize(("keepdims", "seen"), [(1, (2, 1, 3, 3)), (0, (0, 0, 5, 4))])
+def test_what_a_unit_sees_where_its_rows_are_not_those_of_the_image(builder, explained, keepdims, seen):
+    """Without the channels' axis the image's rows are counted as channels, its columns as rows."""
+    net = builder(["N", 3, 5, 4])
+    conv = net.node("Conv", "x", net.weights(2, 3, 3, 3), pads=[0, 0, 0, 0], name="conv")
+    reduced = net.node("ReduceMean", conv, net.constant([1], np.int64), name="reduced", keepdims=keepdims)
+    opened = explained(net.model(net.node("Flatten", reduced)))
+    place = (0, 2, 1) if keepdims else (2, 1, 0)
+    region = opened.checked("reduced", *place).receptive_field
+    assert (region.top, region.left, region.height, region.width) == seen

@@ -226,6 +226,16 @@ def test_an_operator_without_a_rule_is_named(builder, serve):
     assert caught.value.metadata == {"layer": "conv", "operator": "Floor"}
 
 
+def test_max_pooling_whose_indices_go_column_by_column(builder, serve):
+    build = builder(["N", 3, 8, 8])
+    conv = build.node("Conv", "x", build.weights(4, 3, 3, 3), name="conv")
+    pooled = build.node("MaxPool", conv, kernel_shape=[2, 2], strides=[2, 2], storage_order=1)
+    opened = serve(build.model(build.head(pooled, 4 * 3 * 3), shape=["N", 2]))
+    engine = Gradients(opened.network, opened.catalogue, opened.make_session)
+    with pytest.raises(NotApplicable, match="MaxPool whose indices go column by column"):
+        engine.of(opened.catalogue["conv"], opened.images(1)[0], 0)
+
+
 def test_a_layer_beside_the_way(builder, serve):
     build = builder(["N", 3, 8, 8])
     conv = build.node("Conv", "x", build.weights(4, 3, 3, 3), name="conv")
