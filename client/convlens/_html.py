@@ -159,7 +159,11 @@ def _matrices(arithmetic: WeightedSum) -> str:
 
 def _contributions(arithmetic: WeightedSum) -> str:
     flat = [each.ravel() for each in (arithmetic.patch.values, arithmetic.weights, arithmetic.products)]
-    rows = [[str(position), *(number(each[position]) for each in flat)] for position in arithmetic.largest[:_MOST_ROWS]]
+    first = arithmetic.patch.first[0]
+    rows = [
+        [str(first + position), *(number(each[position]) for each in flat)]
+        for position in arithmetic.largest[:_MOST_ROWS]
+    ]
     return _table([f"of {html.escape(arithmetic.patch.layer)}", "value", "weight", "product"], rows)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from convlens._errors import InvalidImage, InvalidRequest
 from convlens._images import is_many, to_message
-from convlens._requests import integer, name, names, value_type, version_number
+from convlens._requests import channel_numbers, integer, name, names, value_type, version_number
 from convlens.v1 import convlens_pb2 as pb
 
 _BY_NAME: dict[str, pb.AttributionMethod.ValueType] = {
@@ -34,7 +34,7 @@ def kernels(layer: str, model: str, version: int, channels: Iterable[int], dtype
         model=name("model", model),
         version=version_number(version),
         layer=name("layer", layer),
-        channels=_channels(channels),
+        channels=channel_numbers(channels),
         value_type=value_type(dtype),
     )
 
@@ -91,7 +91,7 @@ def maximizing(
         model=name("model", model),
         version=version_number(version),
         layer=name("layer", layer),
-        channels=_channels(channels),
+        channels=channel_numbers(channels),
         dataset=name("dataset", dataset),
         count=None if count is None else integer("count", count, 1, 2**32),
         include_images=bool(images),
@@ -130,10 +130,6 @@ def compare(
         include_differences=bool(differences),
         value_type=value_type(dtype),
     )
-
-
-def _channels(channels: Iterable[int]) -> list[int]:
-    return [integer("channels", channel, 0, 2**32) for channel in channels]
 
 
 def _single(image: object) -> pb.Images:

@@ -134,7 +134,9 @@ def explanation(unit: Explanation, figure: Figure | None) -> Figure:
     elif isinstance(arithmetic, Pooling):
         figure = _figure(figure, (4.0, 4.2))
         (axes,) = _rows(figure, 1)
-        _matrix(axes, arithmetic.patch.values[0], "Greys_r", arithmetic.argmax)
+        window = arithmetic.patch.values
+        # A reduction over channels takes several: a row for each.
+        _matrix(axes, window[0] if len(window) == 1 else window.reshape(len(window), -1), "Greys_r", arithmetic.argmax)
     elif isinstance(arithmetic, Softmax):
         scores = arithmetic.exponentials / arithmetic.sum
         # Of many classes the first; the unit's own is among them or comes last.

@@ -67,7 +67,7 @@ def maps(
         layers=names("layers", layers),
         kinds=names("kinds", kinds),
         all_layers=bool(all_layers),
-        channels=[integer("channels", channel, 0, 2**32) for channel in channels],
+        channels=channel_numbers(channels),
         value_type=value_type(dtype),
     )
 
@@ -85,6 +85,11 @@ def in_flight(value: int) -> int:
 def version_number(version: int) -> int:
     """A version, checked."""
     return integer("version", version, 0, 2**63)
+
+
+def channel_numbers(channels: Iterable[int]) -> list[int]:
+    """Channels, checked."""
+    return [integer("channels", channel, 0, 2**32) for channel in channels]
 
 
 def value_type(dtype: str) -> pb.ValueType.ValueType:

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 import convlens
+from convlens.cli import main
 from convlens.v1 import convlens_pb2 as pb
 from convlens.v1.convlens_pb2_grpc import ConvLensServicer, add_ConvLensServicer_to_server
 
@@ -265,3 +267,24 @@ def patience() -> Iterator[threading.Event]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def run(address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs the command against the fake; gives its status, stdout and stderr."""
+    monkeypatch.setenv("CONVLENS_SERVER", address)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file that the fake takes for an image."""
+    path = tmp_path / "seven.png"
+    path.write_bytes(b"7")
+    return path

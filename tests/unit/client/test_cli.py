@@ -15,28 +15,7 @@ import PIL.Image
 import pytest
 
 from convlens._pictures import grid
-from convlens.cli import main
 from convlens.v1 import convlens_pb2 as pb
-
-
-@pytest.fixture
-def run(address, monkeypatch, capsys):
-    """Runs the command against the fake; gives its status, stdout and stderr."""
-    monkeypatch.setenv("CONVLENS_SERVER", address)
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
-def image(tmp_path):
-    path = tmp_path / "seven.png"
-    path.write_bytes(b"7")
-    return path
 
 
 def test_version(run):

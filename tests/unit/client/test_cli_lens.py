@@ -9,30 +9,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from convlens.cli import main
 from convlens.v1 import convlens_pb2 as pb
 from unit.client import lens_messages as messages
 
 
-@pytest.fixture
-def run(address, monkeypatch, capsys, tmp_path):
-    """Runs the command against the fake in an empty folder; gives its status, stdout and stderr."""
-    monkeypatch.setenv("CONVLENS_SERVER", address)
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    """Some commands write where they run."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
-def image(tmp_path):
-    path = tmp_path / "image.png"
-    path.write_bytes(b"1")
-    return path
 
 
 @pytest.mark.parametrize(

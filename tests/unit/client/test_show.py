@@ -140,6 +140,28 @@ def test_explanations(client, fake, name):
     drawn(unit.plot())
 
 
+def test_a_reduction_over_channels_shows_all_of_them(client, fake):
+    pooling = pb.Pooling(patch=messages.patch([[[1, 2]], [[5, 3]], [[4, 0]]]), argmax=2)
+    fake.expect("ExplainUnit", messages.explained(pooling=pooling))
+    (axes,) = client.explain(b"1", "a", 3).plot().axes
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "5", "3", "4", "0"]
+    (outline,) = axes.patches
+    assert outline.get_xy() == (-0.5, 0.5)
+
+
+def test_contributions_are_named_by_their_channels(client, fake):
+    # Of the second group of a 1 × 1 convolution.
+    values = np.array([1, 2], np.float32)[:, None, None]
+    weighted = pb.WeightedSum(
+        patch=messages.patch(values, "b", (64, 0, 0)), weights=[1, 1], products=[1, 2], channel_sums=[1, 2], sum=3,
+        largest=[1, 0],
+    )  # fmt: skip
+    fake.expect("ExplainUnit", messages.explained(weighted_sum=weighted))
+    unit = client.explain(b"1", "a", 3)
+    assert page(unit).text.split()[-8:] == ["65", "2", "1", "2", "64", "1", "1", "1"]
+    assert [label.get_text() for label in unit.plot().axes[0].get_yticklabels()] == ["b[65]", "b[64]"]
+
+
 @pytest.mark.parametrize("own", [0, 99])
 def test_a_softmax_of_many_classes_shows_the_first_and_its_own(client, fake, own):
     logits = np.arange(100, dtype=np.float32)[:, None, None] / 10
