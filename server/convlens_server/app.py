@@ -182,6 +182,7 @@ def _repository(config: Config, device: Device, metrics: Metrics) -> Repository:
         store = LocalStore(config.models)
     else:
         store = RemoteStore(config.models, config.model_cache or default_cache())
+        store.reach()
     return Repository(
         store,
         _engine_settings(config, device),

@@ -36,6 +36,11 @@ CASES = {
     "a store without its package": (
         ["--env", "CONVLENS_MODELS=gs://bucket/models"], 1, "needs a package that is not installed",
     ),
+    "a store that nobody answers for": (
+        ["--env", "CONVLENS_MODELS=s3://bucket/models", "--env", "AWS_ENDPOINT_URL=http://127.0.0.1:9", "--env",
+         "AWS_ACCESS_KEY_ID=key", "--env", "AWS_SECRET_ACCESS_KEY=secret"],
+        1, "check --models, the network, and the store's address and credentials in the environment",
+    ),
     "a cache that may not be written": (
         ["--read-only", "--env", "CONVLENS_MODELS=file:///models", "--env", "CONVLENS_MODEL_CACHE=/var/cache/models"],
         1, "Read-only file system: '/var/cache/models'",
@@ -81,7 +86,13 @@ def test_an_occupied_port(image):
 
 def test_it_ends_in_less_than_two_seconds(image):
     """In seconds of the processor, of which a busy machine makes more by the clock."""
-    for case in ("a wrong variable", "a GPU where there is none", "a model store that is not there"):
+    for case in (
+        "a wrong variable",
+        "a missing secret",
+        "a GPU where there is none",
+        "a model store that is not there",
+        "a store that nobody answers for",
+    ):
         arguments, code, _ = CASES[case]
         program = (
             "import resource, subprocess, sys\n"
@@ -95,17 +106,19 @@ def test_it_ends_in_less_than_two_seconds(image):
 
 
 class TestCompose:
-    def test_a_server_that_cannot_start_stays_down(self, image, tmp_path):
+    def test_a_server_that_cannot_start_is_unhealthy_and_stays_down(self, image, tmp_path):
         override = tmp_path / "wrong.json"
         override.write_text(json.dumps({"services": {"server": {"environment": {"CONVLENS_MAX_BATCH": "many"}}}}))
         system = System("convlens-test-bad", ROOT / "docker-compose.yml", override)
         try:
             started = system.compose("up", "--wait", "server", check=False, timeout=300)
             assert started.returncode != 0
+            assert f"container {system.container('server')} is unhealthy" in started.stderr
             [server] = system.compose("ps", "--all", "--quiet", "server").stdout.split()
             wait_for("it is not tried again", lambda: inspect(server)["RestartCount"] == 5
                      and inspect(server)["State"]["Status"] == "exited")  # fmt: skip
-            assert inspect(server)["State"]["ExitCode"] == 2
+            state = inspect(server)["State"]
+            assert (state["ExitCode"], state["Health"]["Status"]) == (2, "unhealthy")
             assert "argument --max-batch: 'many' is not a whole number" in logs(server)[-1]
         finally:
             system.down()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -220,6 +222,34 @@ def refused(models, env):
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     return done.stderr.splitlines()[-1]
+
+
+def test_nobody_listens():
+    line = refused("s3://bucket/models", S3(free_port()).environment())
+    assert "model repository s3://bucket/models cannot be read: EndpointConnectionError" in line
+    assert "check --models, the network, and the store's address and credentials in the environment" in line
+
+
+def test_it_breaks_off_each_answer():
+    connections = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def close_each():
+            nonlocal connections
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    connections += 1
+
+        thread = threading.Thread(target=close_each)
+        thread.start()
+        line = refused("s3://bucket/models", S3(listener.getsockname()[1]).environment())
+        # Closing it alone would not end the accept.
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert "model repository s3://bucket/models cannot be read: " in line
+    # s3fs asks five times, and its HTTP client twice; with the retries that later requests have it would be 50.
+    assert 1 <= connections <= 10
 
 
 def test_a_bucket_that_is_not_there(server):
