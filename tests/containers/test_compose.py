@@ -23,6 +23,7 @@ import convlens
 from containers.system import (
     PATIENCE,
     ROOT,
+    SERVER,
     Expected,
     Load,
     System,
@@ -250,6 +251,23 @@ def test_a_new_version_takes_over_without_a_failed_request(system: System) -> No
     assert set(at_last) == {1}
 
 
+def test_a_new_release_takes_over_without_a_failed_request(system: System, expected: Expected) -> None:
+    """And back, as docs/operations.md says: the new servers beside the old, then without them."""
+    system.scale(2)
+    docker("tag", SERVER, "convlens-test/server-cpu:next")
+    with Load(system.address, expected) as load:
+        for image in ("convlens-test/server-cpu:next", SERVER):
+            system.environment["SERVER_IMAGE"] = image
+            old = set(system.servers())
+            system.scale(4)
+            system.up("--scale", "server=2")
+            assert {inspect(server)["Config"]["Image"] for server in system.servers()} == {image}
+            assert not old & set(system.servers())
+            load.wait(300)
+    assert load.failures == []
+    docker("rmi", "convlens-test/server-cpu:next")
+
+
 def publish(system: System, version: int, content: bytes) -> None:
     """Puts a version into the volume, complete or not at all."""
     archive = BytesIO()
@@ -265,6 +283,6 @@ def publish(system: System, version: int, content: bytes) -> None:
 def in_volume(system: System, *command: str, content: bytes = b"") -> None:
     subprocess.run(
         ["docker", "run", "--rm", "--interactive", "--volume", f"{system.project}_models:/models", "--entrypoint",
-         command[0], "convlens/server-cpu:0.1.0", *command[1:]],
+         command[0], SERVER, *command[1:]],
         input=content, check=True, timeout=PATIENCE, capture_output=True,
     )  # fmt: skip
