@@ -147,8 +147,8 @@ def test_requests_are_split_evenly(system: System, expected: Expected) -> None:
     shares = [system.metric(server, "convlens_requests_total", **labels) - count for server, count in before.items()]
     assert load.failures == []
     assert sum(shares) == load.total
-    # Each of Envoy's threads takes turns by itself.
-    assert max(shares) < 1.2 * min(shares), shares
+    # Each of Envoy's threads takes turns by itself: seen were differences of 0 and 1.
+    assert max(shares) < 1.05 * min(shares), shares
 
 
 def test_a_killed_replica_costs_nobody_an_answer(system: System, expected: Expected) -> None:
