@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -266,6 +268,26 @@ def test_a_new_release_takes_over_without_a_failed_request(system: System, expec
             load.wait(300)
     assert load.failures == []
     docker("rmi", "convlens-test/server-cpu:next")
+
+
+def test_models_of_a_folder(image: str, tmp_path: Path) -> None:
+    """And one that is put there while the server runs."""
+    tmp_path.chmod(0o755)
+    own = System("convlens-test-models", MODELS=str(tmp_path))
+
+    def models() -> str:
+        return docker("exec", own.container("server"), "convlens", "models")
+
+    shutil.copytree(MODEL.parents[1], tmp_path / "digits")
+    try:
+        own.compose("up", "--wait", "server", timeout=600)
+        assert "digits" in models()
+        assert "lecture_cnn" not in models()
+        shutil.copytree(MODEL.parents[1], tmp_path / ".more")
+        (tmp_path / ".more").rename(tmp_path / "more")
+        wait_for("the new model is served", lambda: "more" in models())
+    finally:
+        own.down()
 
 
 def publish(system: System, version: int, content: bytes) -> None:
