@@ -46,8 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ask(arguments: list[str]) -> int:
+    grammar = parser(importlib.metadata.version("convlens"))
+    if not arguments:
+        grammar.print_help(sys.stderr)
+        return 2
     try:
-        options = parser(importlib.metadata.version("convlens")).parse_args(arguments)
+        options = grammar.parse_args(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     try:

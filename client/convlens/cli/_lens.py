@@ -42,9 +42,11 @@ def explain(options: argparse.Namespace) -> int:
         })  # fmt: skip
         return 0
     field = unit.receptive_field
+    # With a true minus, as the arithmetic has it.
+    activation = f"{unit.activation:.7g}".replace("-", "−")
     print(unit)
     print(
-        f"\n{unit.kind}; the network computes {unit.activation:.7g}; it sees {field.height} × {field.width} pixels of "
+        f"\n{unit.kind}; the network computes {activation}; the unit sees {field.height} × {field.width} pixels of "
         f"the image, from row {field.top} and column {field.left}"
     )
     return 0
@@ -87,6 +89,46 @@ def attribute(options: argparse.Namespace) -> int:
         f"{column} ({found.map.max():.4g}); {found.images} images computed\n{result['file']}"
     )
     return 0
+
+
+def graph(options: argparse.Namespace) -> int:
+    """Lists the layers of a network within its blocks, and what each saves against a fully connected one."""
+    with connect(options) as client:
+        network = client.graph(options.model, options.version)
+    if options.json:
+        _show.as_json(dataclasses.asdict(network))
+        return 0
+    inputs: dict[str, list[str]] = {}
+    for source, target in network.edges:
+        inputs.setdefault(target, []).append(source)
+    rows: list[list[object]] = []
+    for node in network.layers:
+        name = node.layer.name
+        around = [block for block in network.blocks if name in block.layers]
+        for depth, block in enumerate(around):
+            if block.layers[0] == name:
+                rows.append([f"{'  ' * depth}{block.name}", f"{len(block.layers)} layers", *[None] * 5])
+        rows.append([
+            f"{'  ' * len(around)}{name}", node.layer.kind, _show.size(node.layer.shape), f"{node.connections:,}",
+            f"{node.dense_connections:,}", _times(node.dense_connections, node.connections),
+            ", ".join(inputs.get(name, [])),
+        ])  # fmt: skip
+    right = {"OUTPUT", "CONNECTIONS", "IF FULLY CONNECTED", "SAVES"}
+    _show.table(["LAYER", "KIND", "OUTPUT", "CONNECTIONS", "IF FULLY CONNECTED", "SAVES", "INPUTS"], rows, right)
+    connections = sum(node.connections for node in network.layers)
+    dense = sum(node.dense_connections for node in network.layers)
+    print(
+        f"\n{network.model} {network.version}: {len(network.layers)} layers with {connections:,} connections between "
+        f"units; fully connected ones would have {dense:,}"
+    )
+    return 0
+
+
+def _times(dense: int, connections: int) -> str | None:
+    if not connections:
+        return None
+    times = dense / connections
+    return f"{times:,.0f}×" if times >= 9.95 or times == 1 else f"{times:.1f}×"
 
 
 def kernels(options: argparse.Namespace) -> int:
@@ -137,16 +179,19 @@ def compare(options: argparse.Namespace) -> int:
         ])  # fmt: skip
         return 0
     mean = "MEAN " if len(images) > 1 else ""
-    header = ["LAYER", "KIND", f"{mean}COSINE", f"{mean}RELATIVE DIFFERENCE", "CKA"]
-    _show.table(
-        header,
-        [
-            [layer.layer, layer.kind, f"{layer.cosine.mean():.4f}", f"{layer.relative_difference.mean():.4f}",
-             None if layer.cka is None else f"{layer.cka:.4f}"]
-            for layer in layers
-        ],
-        right=set(header[2:]),
-    )  # fmt: skip
+    header = ["LAYER", "KIND", f"{mean}COSINE", f"{mean}RELATIVE DIFFERENCE"]
+    rows = [
+        [layer.layer, layer.kind, f"{layer.cosine.mean():.4f}", f"{layer.relative_difference.mean():.4f}"]
+        for layer in layers
+    ]
+    # Of one image there is none.
+    if any(layer.cka is not None for layer in layers):
+        header.append("CKA")
+        for row, layer in zip(rows, layers, strict=True):
+            row.append("" if layer.cka is None else f"{layer.cka:.4f}")
+    _show.table(header, rows, right=set(header[2:]))
+    if others is None and not options.layers:
+        print("\nThese are the layers that both sides have by name and shape.")
     return 0
 
 

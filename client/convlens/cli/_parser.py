@@ -103,6 +103,13 @@ def parser(version: str) -> argparse.ArgumentParser:
     _add_version(command)
     command.set_defaults(run=_commands.layers)
 
+    command = commands.add_parser(
+        "graph", parents=asks, help="show how a model's layers are connected, and what each saves"
+    )
+    command.add_argument("model", metavar="MODEL")
+    _add_version(command)
+    command.set_defaults(run=_lens.graph)
+
     command = commands.add_parser("bench", parents=chooses, help="measure a running server")
     command.add_argument("--concurrency", type=_positive, default=8, metavar="N", help="callers (default: 8)")
     command.add_argument("--images", type=_positive, default=1, metavar="N", help="images a request (default: 1)")

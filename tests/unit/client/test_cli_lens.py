@@ -26,6 +26,7 @@ def folder(monkeypatch, tmp_path):
         "explain a --layer b --row -1",
         "attribute a --method magic",
         "attribute a --output b --npz c",
+        "graph",
         "kernels",
         "kernels a --channels x",
         "maximizing a --count 0",
@@ -136,8 +137,10 @@ def test_compare(run, fake, image):
     fake.expect("Compare", [messages.compared()], [second])
     status, out, _ = run("compare", image, image)
     assert status == 0
-    assert out.splitlines()[0].split() == ["LAYER", "KIND", "COSINE", "RELATIVE", "DIFFERENCE", "CKA"]
-    assert out.splitlines()[1].split() == ["conv_1", "conv", "0.5000", "1.5000"]
+    assert [line.split() for line in out.splitlines()] == [
+        ["LAYER", "KIND", "COSINE", "RELATIVE", "DIFFERENCE"],
+        ["conv_1", "conv", "0.5000", "1.5000"],
+    ]
     assert fake.calls[0][1].second.images == fake.calls[0][1].first.images
     status, out, _ = run("compare", image, image, "--other-model", "n", "--other-version", 3, "--json")
     assert json.loads(out) == [
@@ -145,6 +148,38 @@ def test_compare(run, fake, image):
     ]
     request = fake.calls[1][1]
     assert (len(request.first.images.encoded.files), request.second) == (2, pb.CompareSide(model="n", version=3))
+
+
+def test_compare_models_for_several_images(run, fake, image):
+    fake.expect("Compare", [messages.compared(cosine=[1.0], relative_difference=[0.5], cka=0.25)])
+    status, out, _ = run("compare", image, image, "--other-model", "n")
+    assert status == 0
+    assert out.splitlines()[0].split() == ["LAYER", "KIND", "MEAN", "COSINE", "MEAN", "RELATIVE", "DIFFERENCE", "CKA"]
+    assert out.splitlines()[1].split() == ["conv_1", "conv", "0.7500", "1.0000", "0.2500"]
+    assert out.splitlines()[-1] == "These are the layers that both sides have by name and shape."
+
+
+def test_graph(run, fake):
+    fake.expect("GetGraph", messages.graph(), messages.graph())
+    status, out, _ = run("graph", "m", "--version", 2)
+    assert status == 0
+    assert fake.calls[0][1].model == "m"
+    assert fake.calls[0][1].version == 2
+    block, layer = out.splitlines()[1:3]
+    assert block.split() == ["conv", "1", "layers"]
+    assert layer.startswith("  conv_1 ")
+    assert layer.split() == ["conv_1", "conv", "2×3×3", "162", "450", "2.8×", "input"]
+    assert out.splitlines()[-1].startswith("m 2: 1 layers with 162 connections between units;")
+    found = json.loads(run("graph", "m", "--json")[1])
+    assert found["edges"] == [["input", "conv_1"]]
+    assert found["blocks"] == [{"name": "conv", "layers": ["conv_1"], "parent": ""}]
+    assert found["layers"][0]["dense_connections"] == 450
+
+
+def test_without_a_command_all_are_listed(run):
+    status, out, err = run()
+    assert (status, out) == (2, "")
+    assert "show how a model's layers are connected" in err
 
 
 def test_what_json_cannot_say_is_null(run, fake, image):
