@@ -161,8 +161,18 @@ async def running(config: Config) -> AsyncIterator[Running]:
         gc.collect()
         gc.freeze()
         taking = True
-        log.info("ready: gRPC on port %d (%s), HTTP on port %d", port, transport.name, http.port)
+        log.info(
+            "ready: gRPC on port %d (%s), HTTP on port %d, the explorer at %s",
+            port, transport.name, http.port, _page(config.host, http.port),
+        )  # fmt: skip
         yield Running(port, http.port, transport.name, device, repository)
+
+
+def _page(host: str, port: int) -> str:
+    """The explorer's URL, for a browser on this machine where that can be."""
+    if host in ("127.0.0.1", "0.0.0.0", "::", "::1"):
+        host = "localhost"
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 async def _drain(transport: Transport, timeout: float) -> None:  # noqa: ASYNC109 - passed on

@@ -76,6 +76,13 @@ class Config:
         return " ".join(f"--{name} {value}" for name, value in pairs if value is not None)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
     """Reads the command line, the environment and the file that `--config` names.
 
@@ -86,7 +93,7 @@ def parse_config(argv: Sequence[str], prog: str = "convlens serve") -> Config:
         prog=prog,
         description="Serves the models of a repository over gRPC, with metrics and health over HTTP.",
         auto_env_var_prefix=_PREFIX,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
 
