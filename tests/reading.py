@@ -10,17 +10,22 @@ from convlens.v1 import convlens_pb2 as pb
 from support import Served
 from visiting import samples
 
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+
 
 def written(text: str) -> float:
-    """A number as the page writes it, with a true minus."""
-    return float(text.strip().replace("−", "-").replace("∞", "inf").replace(",", ""))
+    """A number as the page writes it: with a true minus, and very small ones as 4.3 × 10⁻⁵."""
+    digits, _, power = text.partition(" × 10")
+    number = digits.strip().replace("−", "-").replace("∞", "inf").replace(",", "")
+    return float(f"{number}e{power.strip().translate(_RAISED)}" if power else number)
 
 
 def value(number: Locator) -> float:
     """A shown number, unrounded; what is shown must be its rounding."""
     exact = float(number.get_attribute("data-value") or "nan")
     text = number.inner_text()
-    places = len(text.partition(".")[2])
+    digits, _, power = text.partition(" × 10")
+    places = len(digits.partition(".")[2]) - int(power.translate(_RAISED) or "0")
     assert abs(written(text) - exact) <= 0.5 * 10**-places + 1e-9, f"{text} is shown for {exact}"
     return exact
 

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 # Generous: the tests' machine may be busy, and a test that waits for something that never comes still ends in time.
 PATIENCE_MS = 15_000
 _CHANGED = "ERR_NETWORK_CHANGED"
+# As if one went back to the link. The page writes its address a little later than it changes, so the link may stand
+# there already while the page is elsewhere.
+_GO = """(link) => {
+  history.replaceState(history.state, "", link);
+  dispatchEvent(new PopStateEvent("popstate"));
+}"""
 
 
 class Visit:
@@ -32,6 +38,8 @@ class Visit:
         self._browser = browser
         self._changed = False
         self._contexts: list[BrowserContext] = []
+        self._shared: dict[str, Page] = {}
+        self._left: dict[str, str] = {}
 
     def __call__(self, link: str = "", wait: bool = True, **options: Any) -> Page:
         """Opens a page in a browser context of its own.
@@ -41,6 +49,56 @@ class Visit:
             wait: Whether to wait until the overview has all that it asked for.
             options: Of the browser context, as Playwright has them.
         """
+        return self._open(link, wait, options)
+
+    def on(self, link: str, **options: Any) -> Page:
+        """Brings a page that the visit's tests share to a link; a tenth of a second where a new page takes one.
+
+        For tests that change nothing but what a link holds, and what ends with a view.
+
+        Args:
+            link: As above; begins with the model and the image.
+            options: Of the browser context: tests with the same ones share a page.
+        """
+        key = repr(sorted(options.items()))
+        model, image = (part.partition("=")[2] for part in link.split("&")[:2])
+        if key not in self._shared:
+            self._shared[key] = self._open(link, True, options)
+            self._contexts.remove(self._shared[key].context)
+        self._left[key] = f"#model={model}&image={image}"
+        page = self._shared[key]
+        page.evaluate(_GO, link)
+        page.wait_for_function("model => document.title.startsWith(`${model} ·`)", arg=model)
+        self._wait(page, *image.split(","))
+        return page
+
+    def leave(self, anew: bool = False) -> list[str]:
+        """Ends a test's visit: closes its pages, and leads those that are shared back to the network.
+
+        Args:
+            anew: Whether to close these too, for nobody knows what became of them.
+
+        Returns:
+            The complaints.
+        """
+        for context in self._contexts:
+            context.close()
+        self._contexts.clear()
+        if anew:
+            for page in self._shared.values():
+                page.context.close()
+            self._shared.clear()
+        else:
+            for key, link in self._left.items():
+                self._shared[key].mouse.move(0, 0)
+                self._shared[key].evaluate(_GO, link)
+                self._shared[key].wait_for_selector("section.view", state="hidden")
+        self._left.clear()
+        self.hosts.clear()
+        complaints, self.complaints = self.complaints, []
+        return complaints
+
+    def _open(self, link: str, wait: bool, options: dict[str, Any]) -> Page:
         defaults = {"viewport": {"width": 1280, "height": 800}, "locale": "en-GB"}
         context = self._browser.new_context(**{**defaults, **options})
         context.set_default_timeout(PATIENCE_MS)
@@ -54,20 +112,15 @@ class Visit:
             self._wait(page)
         return page
 
-    def close(self) -> None:
-        """Closes all pages."""
-        for context in self._contexts:
-            context.close()
-
-    def _wait(self, page: Page) -> None:
+    def _wait(self, page: Page, *images: str) -> None:
         try:
-            ready(page)
+            ready(page, *images)
         except Exception:
             # Chromium breaks off all it asks for when the machine gets or loses a network, as containers make them.
             if not self._changed:
                 raise
             page.reload()
-            ready(page)
+            ready(page, *images)
 
     def _console(self, message: ConsoleMessage) -> None:
         if _CHANGED in message.text:

@@ -3,6 +3,7 @@
 import { envelope, fromBase64, opened } from "./wire.js";
 
 const SERVICE = "convlens.v1.ConvLens/";
+const PATIENCE_MS = 8000;
 
 /** Reasons that say that the model cannot answer now. */
 const GONE = new Set(["MODEL_NOT_FOUND", "VERSION_NOT_FOUND", "MODEL_NOT_READY", "NOT_LOADED"]);
@@ -96,11 +97,14 @@ export async function layers(method, body, onLayer, signal) {
 }
 
 /**
- * The server's metrics, in Prometheus' text format. Throws ApiError.
+ * The server's metrics, in Prometheus' text format. Throws ApiError, also if they do not come soon: they cost the server
+ * next to nothing, so it is stuck, or the network is.
  * @param {{signal?: AbortSignal}} [options]
  */
 export async function metrics({ signal } = {}) {
-  const response = await reached(() => fetch("metrics", { signal }));
+  const soon = AbortSignal.timeout(PATIENCE_MS);
+  const either = signal ? AbortSignal.any([signal, soon]) : soon;
+  const response = await reached(() => fetch("metrics", { signal: either }));
   if (!response.ok) throw await refusal(response);
   return await reached(() => response.text());
 }
@@ -111,7 +115,8 @@ async function post(method, type, body, signal) {
 }
 
 /**
- * What asking gives; every failure of the network, for which browsers say TypeError, is an ApiError.
+ * What asking gives; every failure of the network, for which browsers say TypeError, is an ApiError, and so is an end of
+ * patience.
  * @template T
  * @param {() => Promise<T>} asking A fetch, or the import of a module.
  * @returns {Promise<T>}
@@ -120,7 +125,7 @@ export async function reached(asking) {
   try {
     return await asking();
   } catch (error) {
-    throw error instanceof TypeError ? unreachable(error) : error;
+    throw error instanceof TypeError || error?.name === "TimeoutError" ? unreachable(error) : error;
   }
 }
 

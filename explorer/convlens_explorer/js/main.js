@@ -1,5 +1,6 @@
 /** The page's beginning. */
 
+import { reached } from "./api.js";
 import { fromHash, toHash } from "./link.js";
 import { tables } from "./colours.js";
 import { Overview } from "./overview/overview.js";
@@ -9,6 +10,7 @@ import { Article } from "./shell/article.js";
 import { Gallery } from "./shell/gallery.js";
 import { Header } from "./shell/header.js";
 import { Host } from "./shell/host.js";
+import { invitation } from "./shell/invitation.js";
 import { shortcuts } from "./shell/shortcuts.js";
 import { Toolbar } from "./shell/toolbar.js";
 import { Trouble } from "./shell/trouble.js";
@@ -16,7 +18,7 @@ import { Own } from "./shell/own.js";
 import { preferences, remember } from "./shell/preferences.js";
 import { Store } from "./store.js";
 import { el, replace } from "./element.js";
-import { load, t } from "./text.js";
+import { load, spoken, t } from "./text.js";
 
 /** What a link holds. @type {Array<keyof import("./store.js").State>} */
 const LINKED = ["model", "version", "chosen", "scale", "details", "article", "place"];
@@ -43,19 +45,21 @@ async function begin() {
   });
   follow(store, scope);
   const page = { store, scope, trouble, session, own };
+  const restored = own.restore();
   await load(store.get("language"));
   let shown = show(page);
-  store.subscribe(
-    ["language", "theme"],
-    async () => {
-      remember(store);
-      await load(store.get("language"));
-      shown.close();
-      shown = show(page);
-    },
-    scope,
-  );
+  const redraw = async () => {
+    remember(store);
+    await reached(() => load(store.get("language")));
+    if (spoken() !== store.get("language")) return;
+    shown.close();
+    shown = show(page);
+  };
+  store.subscribe(["language", "theme"], redraw, scope);
+  // The server was away when another language was asked for.
+  store.subscribe(["attempt"], () => spoken() !== store.get("language") && redraw(), scope);
   try {
+    await restored;
     await session.begin();
   } catch (error) {
     trouble.report(error);
@@ -131,6 +135,7 @@ function show({ store, scope: whole, trouble, session, own }) {
       answered: (answer) => toolbar.answered(answer),
     };
     overview = new Overview(stage, context);
+    stage.append(invitation(context, () => gallery.choose()));
     host = new Host(stage, context, overview);
     toolbar.attach(overview, host);
     article.attach(context);

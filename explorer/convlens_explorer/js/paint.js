@@ -51,11 +51,11 @@ export function symmetric(low, high) {
   return { low: -bound, high: bound };
 }
 
-/** A number to read: four significant digits at most, with a true minus. */
+/** A number to read where there is little room: so many significant digits at most, with a true minus; −4.3e−5. */
 export function figure(value, digits = 3) {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : value < 0 ? "−∞" : "NaN";
   const size = Math.abs(value);
   const text =
     size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(digits - 1) : String(+value.toPrecision(digits));
-  return text.replace("-", "−");
+  return text.replaceAll("-", "−");
 }

@@ -41,6 +41,14 @@ export class Plane {
     return (this.#values ??= Float32Array.from(this.bytes, (byte) => this.offset + this.scale * byte));
   }
 
+  /** Row and column of the value of the largest magnitude; where all are 0, the middle. @returns {[number, number]} */
+  strongest() {
+    const { height, width, values } = this;
+    let best = Math.floor(height / 2) * width + Math.floor(width / 2);
+    values.forEach((value, i) => Math.abs(value) > Math.abs(values[best]) && (best = i));
+    return [Math.floor(best / width), best % width];
+  }
+
   at(row, column) {
     const index = row * this.width + column;
     return this.#values ? this.#values[index] : this.offset + this.scale * this.bytes[index];

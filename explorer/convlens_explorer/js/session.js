@@ -7,6 +7,8 @@ import { Network } from "./network.js";
 import { Ranges } from "./ranges.js";
 import { fromBase64 } from "./wire.js";
 
+/** Ids of what people bring: files, the camera's pictures and drawings. */
+const OWN = /^(own|drawing)-/;
 const TYPES = { 0x89: "image/png", 0xff: "image/jpeg", 0x52: "image/webp" };
 
 export class Session {
@@ -77,10 +79,15 @@ export class Session {
         ...this.store.get("images").filter(({ origin }) => origin !== "sample"),
       ];
       for (const old of this.store.get("images")) if (!images.includes(old)) old.forget();
+      const wanted = this.store.get("chosen");
+      const chosen = choice(wanted, images);
+      const elsewhere = wanted.some((id) => OWN.test(id) && !chosen.includes(id));
       this.store.set({
         network,
         images,
-        chosen: choice(this.store.get("chosen"), images),
+        chosen,
+        // One's own images stay in one's browser: a link of somebody else's names them, but cannot bring them.
+        ...(elsewhere && { trouble: { kind: "image", key: "images.elsewhere", values: {} } }),
         place: this.#place(network),
       });
     } catch (error) {

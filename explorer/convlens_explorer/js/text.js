@@ -3,13 +3,24 @@
 export const LANGUAGES = { en: "English", ja: "日本語" };
 
 let words = {};
-let language = "en";
+let language = "";
+let wanted = "";
 
-/** Makes a language the one that `t` speaks. */
+/** The language that `t` speaks; "" before one is loaded. */
+export function spoken() {
+  return language;
+}
+
+/** Makes a language the one that `t` speaks. Throws TypeError while the server cannot be reached. */
 export async function load(name) {
+  wanted = name;
+  if (name === language) return;
   const response = await fetch(new URL(`../text/${name}.json`, import.meta.url));
   if (!response.ok) throw new Error(`text/${name}.json: ${response.status}`);
-  words = await response.json();
+  const read = await response.json();
+  // Another one was asked for meanwhile.
+  if (name !== wanted) return;
+  words = read;
   language = name;
 }
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from support import Served, put, serving
-from visiting import Visit
+from visiting import PATIENCE_MS, Visit
 
 MODELS = Path(__file__).parents[3] / "models"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -37,6 +37,17 @@ FLAGS = [
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 ]
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
 
 
 def missing() -> str:
@@ -157,8 +168,9 @@ def browser() -> Iterator[Any]:
     Playwright's event loop counts as running as long as Playwright does, so no other test may want one meanwhile: each
     module has a browser of its own.
     """
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as manager:
         browser = manager.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -168,17 +180,31 @@ def browser() -> Iterator[Any]:
 def visits(browser: Any, served: Served) -> Iterator[Visit]:
     visit = Visit(browser, f"http://127.0.0.1:{served.state.http_port}")
     yield visit
-    visit.close()
-    assert visit.complaints == []
+    visit.leave(anew=True)
 
 
-@pytest.fixture
-def visit(browser: Any, served: Served) -> Iterator[Visit]:
-    """Opens pages; the test fails if a console shows an error, or a page asks another host."""
+def checked(visit: Visit, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    yield visit
+    assert visit.leave(anew=request.node.stash.get(FAILED, False)) == []
+
+
+@pytest.fixture(scope="module")
+def visit_all(browser: Any, served: Served) -> Iterator[Visit]:
     yield from visits(browser, served)
 
 
-@pytest.fixture
-def visit_grown(browser: Any, grown: Served) -> Iterator[Visit]:
-    """As `visit`, of the server of ResNet-18."""
+@pytest.fixture(scope="module")
+def visit_all_grown(browser: Any, grown: Served) -> Iterator[Visit]:
     yield from visits(browser, grown)
+
+
+@pytest.fixture
+def visit(visit_all: Visit, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    """Opens pages; the test fails if a console shows an error, or a page asks another host."""
+    yield from checked(visit_all, request)
+
+
+@pytest.fixture
+def visit_grown(visit_all_grown: Visit, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    """As `visit`, of the server of ResNet-18."""
+    yield from checked(visit_all_grown, request)

@@ -73,17 +73,18 @@ def test_the_page_looks_as_stored(visit: Visit, name):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "link",
-    [f"{TINY}&details=1", f"{TINY}&read=", "#model=branching", f"{TINY}&view=conv&layer=conv_1_2&unit=3,4,5",
-     f"{TINY}&view=formula&layer=relu_1_1&unit=3,4,5", f"{TINY}&view=dense&layer=output&unit=1",
-     f"{TINY}&view=softmax&layer=softmax&unit=1", f"{TINY}&view=playground", f"{TINY}&view=attribution",
-     f"{TINY}&view=compare"],
+    [f"{TINY}&details=1", f"{TINY}&read=first", "#model=branching&image=pizza",
+     f"{TINY}&view=conv&layer=conv_1_2&unit=3,4,5", f"{TINY}&view=formula&layer=relu_1_1&unit=3,4,5",
+     f"{TINY}&view=dense&layer=output&unit=1", f"{TINY}&view=softmax&layer=softmax&unit=1",
+     f"{TINY}&view=playground", f"{TINY}&view=attribution", f"{TINY}&view=compare"],
 )  # fmt: skip
 def test_axe_finds_nothing(visit: Visit, link, scheme):
     # The checker is no part of the page, so the page's policy does not let it in by itself.
-    page = visit(link, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
+    page = visit.on(link, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
     if "view=" in link:
         page.wait_for_selector(".view-body:not([aria-busy])")
-    page.add_script_tag(path=AXE)
+    if page.evaluate("!window.axe"):
+        page.add_script_tag(path=AXE)
     # A theme changes nothing but colours.
     rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
     if scheme == "dark":

@@ -16,7 +16,7 @@ RUN = """async ([map, size, kernel, geometry, output]) => {
 
 
 def test_convolutions_of_any_geometry_are_those_of_numpy(visit: Visit) -> None:
-    page = visit("#model=tiny_vgg&view=playground")
+    page = visit.on("#model=tiny_vgg&image=espresso&view=playground")
     random = np.random.default_rng(5)
     for _ in range(40):
         size, kernel, stride, dilation = (
@@ -46,7 +46,7 @@ def test_convolutions_of_any_geometry_are_those_of_numpy(visit: Visit) -> None:
 
 
 def test_numbers_are_written_with_a_true_minus(visit: Visit) -> None:
-    page = visit("#model=tiny_vgg&view=playground")
+    page = visit.on("#model=tiny_vgg&image=espresso&view=playground")
     script = """async ([number, places]) => (await import("/explorer/js/arithmetic/format.js")).fixed(number, places)"""
     for number, places, text in (
         (1.005, 2, "1.00"),

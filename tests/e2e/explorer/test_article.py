@@ -22,7 +22,7 @@ def numbers(page: Page, section: str, name: str) -> list[list[float]]:
 
 
 def test_it_computes_the_lectures_examples(visit: Visit) -> None:
-    page = visit(f"{HOME}&read=convolution")
+    page = visit.on(f"{HOME}&read=convolution")
     expect(page.locator("#article-convolution")).to_be_in_viewport()
     assert numbers(page, "convolution", "Image") == [[0, 1, 1, 0, 1]] * 5
     assert numbers(page, "convolution", "Kernel") == [[1, 0, 1], [1, 1, 1], [0, 0, 1]]
@@ -38,7 +38,7 @@ def test_it_computes_the_lectures_examples(visit: Visit) -> None:
 
 
 def test_pointing_at_the_example_moves_its_window(visit: Visit) -> None:
-    page = visit(f"{HOME}&read=pooling")
+    page = visit.on(f"{HOME}&read=pooling")
     section = page.locator("section[aria-labelledby=article-pooling]")
     point(page, section.get_by_role("table", name="Result").locator("td[data-row='1'][data-column='2']"), 0.5, 0.5)
     values = cells(section.get_by_role("table", name="Values"))
@@ -46,7 +46,7 @@ def test_pointing_at_the_example_moves_its_window(visit: Visit) -> None:
 
 
 def test_layers_lead_to_the_article_and_the_article_to_layers(visit: Visit) -> None:
-    page = visit(f"{HOME}&view=formula&layer=max_pool_1&unit=3,9,12")
+    page = visit.on(f"{HOME}&view=formula&layer=max_pool_1&unit=3,9,12")
     view(page, "formula").get_by_role("button", name="What is this?").click()
     expect(page.locator("#article-pooling")).to_be_in_viewport()
     page.locator("section[aria-labelledby=article-activation]").get_by_role("button", name="relu_2_1").click()
@@ -71,7 +71,7 @@ def test_it_speaks_the_readers_language_with_the_lectures_terms(visit: Visit, la
 
 
 def test_what_it_says_can_be_tried(visit: Visit) -> None:
-    page = visit(f"{HOME}&read=convolution")
+    page = visit.on(f"{HOME}&read=convolution")
     page.locator("section[aria-labelledby=article-convolution]").get_by_role("button", name="Playground").click()
     view(page, "playground")
     expect(page.locator("#article-convolution")).to_be_visible()

@@ -27,7 +27,7 @@ def answered(found: Locator) -> None:
 
 
 def test_the_map_under_the_pointer_is_the_servers(visit: Visit, served: Served) -> None:
-    page = visit(HOME)
+    page = visit.on(HOME)
     found = view(page, "attribution")
     images = sample(served, "tiny_vgg", "espresso")
     for method, number in METHODS.items():
@@ -44,7 +44,7 @@ def test_the_map_under_the_pointer_is_the_servers(visit: Visit, served: Served) 
 
 
 def test_opacity_and_method_are_in_the_link(visit: Visit) -> None:
-    page = visit(HOME)
+    page = visit.on(HOME)
     found = view(page, "attribution")
     answered(found)
     found.get_by_label("Opacity").fill("30")
@@ -55,8 +55,21 @@ def test_opacity_and_method_are_in_the_link(visit: Visit) -> None:
     expect(found.get_by_label("Layer")).to_be_enabled()
 
 
+def test_all_methods_stand_side_by_side(visit: Visit) -> None:
+    page = visit.on(HOME)
+    found = view(page, "attribution")
+    found.get_by_role("button", name="All four methods").click()
+    expect(found.locator("button.method")).to_have_count(4)
+    expect(page).to_have_url(re.compile("with-all=1"))
+    found.get_by_role("button", name="Show Eigen-CAM large").click()
+    expect(found.locator(".attribution-stage")).to_have_attribute("data-method", "eigen_cam")
+    expect(found.locator("button.method")).to_have_count(4)
+    found.get_by_role("button", name="All four methods").click()
+    expect(found.locator("button.method")).to_have_count(0)
+
+
 def test_another_class_can_be_asked_about(visit: Visit) -> None:
-    page = visit(HOME)
+    page = visit.on(HOME)
     found = view(page, "attribution")
     expect(found.locator(".attribution-says b")).to_contain_text("espresso")
     found.get_by_label("Class").select_option("koala")
@@ -64,7 +77,7 @@ def test_another_class_can_be_asked_about(visit: Visit) -> None:
 
 
 def test_a_layer_can_be_chosen_and_a_refusal_is_said(visit: Visit) -> None:
-    page = visit(f"{HOME}&with-method=eigen_cam")
+    page = visit.on(f"{HOME}&with-method=eigen_cam")
     found = view(page, "attribution")
     answered(found)
     found.get_by_label("Layer").select_option("conv_1_2")

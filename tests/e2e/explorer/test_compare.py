@@ -19,7 +19,7 @@ def row(found: Locator, layer: str) -> dict[str, str]:
 
 
 def test_two_images_are_compared_layer_by_layer(visit: Visit, served: Served) -> None:
-    page = visit(f"{HOME}&with-with=image:koala")
+    page = visit.on(f"{HOME}&with-with=image:koala")
     found = view(page, "compare")
     expect(found.locator("tbody tr")).to_have_count(13)
     one, other = (
@@ -32,7 +32,7 @@ def test_two_images_are_compared_layer_by_layer(visit: Visit, served: Served) ->
 
 
 def test_a_layer_shows_where_it_differs(visit: Visit, served: Served) -> None:
-    page = visit(f"{HOME}&with-with=image:koala")
+    page = visit.on(f"{HOME}&with-with=image:koala")
     found = view(page, "compare")
     found.get_by_role("button", name="conv_2_1").click()
     expect(found.locator(".compare-detail canvas")).to_have_count(10)
@@ -43,7 +43,7 @@ def test_a_layer_shows_where_it_differs(visit: Visit, served: Served) -> None:
 
 
 def test_two_models_are_compared_over_all_samples(visit: Visit) -> None:
-    page = visit(f"{HOME}&with-with=model:tiny_vgg_bn:1")
+    page = visit.on(f"{HOME}&with-with=model:tiny_vgg_bn:1")
     found = view(page, "compare")
     expect(found.get_by_role("combobox", name="With")).to_have_value("model:tiny_vgg_bn:1")
     expect(found.locator("tbody tr").first).to_be_visible()
@@ -54,5 +54,5 @@ def test_two_models_are_compared_over_all_samples(visit: Visit) -> None:
 
 
 def test_models_that_have_no_layer_in_common_are_a_plain_sentence(visit: Visit) -> None:
-    page = visit("#model=lecture_cnn&image=5&view=compare&with-with=model:tiny_vgg:1")
+    page = visit.on("#model=lecture_cnn&image=5&view=compare&with-with=model:tiny_vgg:1")
     expect(page.locator("section.view")).to_contain_text("layer")

@@ -24,7 +24,7 @@ def channel_sums(page: Page) -> list[float]:
 
 
 def test_channels_of_all_pages_and_the_bias_add_up_to_what_the_network_computes(visit: Visit, served: Served) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "conv")
     assert found.locator(".conv-row").count() == 8
     sums = channel_sums(page)
@@ -43,7 +43,7 @@ def test_channels_of_all_pages_and_the_bias_add_up_to_what_the_network_computes(
 
 
 def test_a_kernel_tells_its_weights(visit: Visit, served: Served) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     row = view(page, "conv").locator(".conv-row[data-channel='4']")
     chip = row.get_by_role("tooltip")
     expect(chip).to_be_hidden()
@@ -59,7 +59,7 @@ def test_a_kernel_tells_its_weights(visit: Visit, served: Served) -> None:
 
 
 def test_the_kernel_slides_and_uncovers_until_it_is_skipped(visit: Visit) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "conv")
     skip = found.get_by_role("button", name="Skip the animation")
     expect(skip).to_be_visible()
@@ -78,14 +78,14 @@ def test_the_kernel_slides_and_uncovers_until_it_is_skipped(visit: Visit) -> Non
 
 
 def test_no_animation_begins_for_those_who_want_less_motion(visit: Visit) -> None:
-    page = visit(UNIT, reduced_motion="reduce")
+    page = visit.on(UNIT, reduced_motion="reduce")
     found = view(page, "conv")
     expect(found.get_by_role("button", name="Play the animation again")).to_be_visible()
     assert found.locator(".map-cover:visible").count() == 0
 
 
 def test_pointing_at_a_map_moves_the_kernel_and_the_link(visit: Visit, served: Served) -> None:
-    page = visit(UNIT, reduced_motion="reduce")
+    page = visit.on(UNIT, reduced_motion="reduce")
     found = view(page, "conv")
     point(page, found.locator(".conv-result figure .map-box").first, 10.5 / 60, 40.5 / 60)
     expect(found.locator(".readout")).to_have_attribute("data-row", "40")
@@ -101,10 +101,18 @@ def test_pointing_at_a_map_moves_the_kernel_and_the_link(visit: Visit, served: S
         "5",
         "5",
     ]
+    # It stands enlarged beside the image, pixel by pixel.
+    assert field.get_by_role("img", name="The receptive field, enlarged").evaluate(
+        """(part) => {
+          const pixels = (canvas, x, y) => canvas.getContext("2d").getImageData(x, y, 5, 5).data.join();
+          const image = part.parentElement.querySelector(".map-box canvas");
+          return [part.width, part.height, pixels(part, 0, 0) === pixels(image, 10, 40)];
+        }"""
+    ) == [5, 5, True]
 
 
 def test_legends_hold_the_extents_of_what_is_shown(visit: Visit, served: Served) -> None:
-    page = visit(f"{UNIT}&scale=unit")
+    page = visit.on(f"{UNIT}&scale=unit")
     found = view(page, "conv")
     inputs, kernel, intermediate, output = legends(found)
     weights, _ = kernels(served, "tiny_vgg", "conv_1_2")
@@ -117,7 +125,7 @@ def test_legends_hold_the_extents_of_what_is_shown(visit: Visit, served: Served)
 
 
 def test_a_row_opens_its_numbers_and_escape_leads_back_step_by_step(visit: Visit) -> None:
-    page = visit(UNIT, reduced_motion="reduce")
+    page = visit.on(UNIT, reduced_motion="reduce")
     view(page, "conv").locator(".conv-row[data-channel='2'] .map-box").first.click()
     found = view(page, "formula")
     expect(page.locator("section.view h2")).to_have_text("conv_1_2, channel 3 from input channel 2")
@@ -129,7 +137,7 @@ def test_a_row_opens_its_numbers_and_escape_leads_back_step_by_step(visit: Visit
 
 
 def test_neighbouring_channels_are_a_button_away(visit: Visit) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "conv")
     found.get_by_role("button", name="Next", exact=True).click()
     expect(page.locator("section.view h2")).to_have_text("conv_1_2, channel 4")
@@ -159,7 +167,7 @@ def test_nothing_runs_on_after_the_view_is_closed(visit: Visit) -> None:
 
 
 def test_a_wide_convolution_shows_a_page_of_its_inputs(visit_grown: Visit, grown: Served) -> None:
-    page = visit_grown(
+    page = visit_grown.on(
         "#model=resnet18&image=pizza&view=conv&layer=layer4.1.conv1&unit=3,3,3&with-page=5", reduced_motion="reduce"
     )
     found = view(page, "conv")
@@ -173,7 +181,7 @@ def test_a_wide_convolution_shows_a_page_of_its_inputs(visit_grown: Visit, grown
 
 
 def test_links_to_what_is_not_there_are_plain_sentences(visit: Visit) -> None:
-    page = visit("#model=tiny_vgg&image=espresso&view=conv&layer=relu_1_1&unit=3")
+    page = visit.on("#model=tiny_vgg&image=espresso&view=conv&layer=relu_1_1&unit=3")
     expect(page.locator(".view-body")).to_have_text("This model has no such layer to show here.")
     page.keyboard.press("Escape")
     # Beyond the last channel stands the last, beyond the last unit too.

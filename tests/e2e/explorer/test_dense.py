@@ -24,7 +24,7 @@ def chip(page: Page) -> dict[str, float]:
 
 
 def test_products_and_bias_add_up_to_the_logit(visit: Visit, served: Served) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "dense")
     values = maps(served, "tiny_vgg", "espresso", "max_pool_2").ravel()
     weights, biases = kernels(served, "tiny_vgg", "output")
@@ -35,7 +35,7 @@ def test_products_and_bias_add_up_to_the_logit(visit: Visit, served: Served) -> 
 
 
 def test_every_map_is_drawn_not_only_the_first_and_the_last(visit: Visit) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "dense")
     expect(found.locator(".dense-grid canvas")).to_have_count(10)
     drawn = found.locator(".dense-grid canvas").evaluate_all("all => all.map(one => [one.width, one.height])")
@@ -43,7 +43,7 @@ def test_every_map_is_drawn_not_only_the_first_and_the_last(visit: Visit) -> Non
 
 
 def test_wide_layers_are_paged(visit: Visit) -> None:
-    page = visit("#model=lecture_cnn&image=5&view=dense&layer=dense_1&unit=37")
+    page = visit.on("#model=lecture_cnn&image=5&view=dense&layer=dense_1&unit=37")
     found = view(page, "dense")
     expect(found.locator(".dense-grid canvas")).to_have_count(16)
     expect(found.locator(".dense-maps .pager span")).to_have_text("1 of 4")
@@ -53,7 +53,7 @@ def test_wide_layers_are_paged(visit: Visit) -> None:
 
 
 def test_hovering_a_pixel_or_the_strip_tells_value_weight_and_product(visit: Visit, served: Served) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "dense")
     values = maps(served, "tiny_vgg", "espresso", "max_pool_2")
     weights, _ = kernels(served, "tiny_vgg", "output")
@@ -74,7 +74,7 @@ def test_hovering_a_pixel_or_the_strip_tells_value_weight_and_product(visit: Vis
 
 
 def test_weights_and_products_can_be_seen_in_place_of_values(visit: Visit, served: Served) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "dense")
     weights, _ = kernels(served, "tiny_vgg", "output")
     found.get_by_role("radio", name="Weights").check()
@@ -86,7 +86,7 @@ def test_weights_and_products_can_be_seen_in_place_of_values(visit: Visit, serve
 
 
 def test_the_largest_contributions_come_first(visit: Visit, served: Served) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "dense")
     rows = found.locator("table.largest tbody tr")
     expect(rows).to_have_count(20)
@@ -104,7 +104,7 @@ def test_the_largest_contributions_come_first(visit: Visit, served: Served) -> N
 
 
 def test_an_edge_tells_its_weight(visit: Visit) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "dense")
     edge = found.locator(".edge").nth(2)
     edge.dispatch_event("pointerenter")
@@ -116,14 +116,14 @@ def test_an_edge_tells_its_weight(visit: Visit) -> None:
 
 
 def test_a_flattened_value_opens_the_unit_that_it_speaks_for(visit: Visit) -> None:
-    page = visit("#model=tiny_vgg&image=espresso&view=dense&layer=flatten&unit=700")
+    page = visit.on("#model=tiny_vgg&image=espresso&view=dense&layer=flatten&unit=700")
     found = view(page, "dense")
     expect(page.locator("section.view h2")).to_have_text("output, unit espresso")
     expect(found.locator(".chip-line")).to_have_attribute("data-index", "700")
 
 
 def test_units_without_maps_before_them_are_laid_in_rows(visit: Visit, served: Served) -> None:
-    page = visit("#model=lecture_cnn&image=5&view=dense&layer=output&unit=5")
+    page = visit.on("#model=lecture_cnn&image=5&view=dense&layer=output&unit=5")
     found = view(page, "dense")
     expect(found.locator(".dense-grid canvas")).to_have_count(1)
     logits = maps(served, "lecture_cnn", "5", "output")
@@ -132,7 +132,7 @@ def test_units_without_maps_before_them_are_laid_in_rows(visit: Visit, served: S
 
 
 def test_the_way_to_softmax_keeps_the_class(visit: Visit) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     view(page, "dense").get_by_role("button", name="On to softmax").click()
     view(page, "softmax")
     expect(page.locator("section.view h2")).to_have_text("softmax, score of espresso")

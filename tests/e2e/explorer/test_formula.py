@@ -34,7 +34,7 @@ def at(found: Locator) -> tuple[int, int]:
 
 
 def test_products_of_window_and_kernel_add_up(visit: Visit, served: Served) -> None:
-    page = visit(CONV)
+    page = visit.on(CONV)
     found = told(page, "weightedSum")
     listed = terms(found)
     assert len(listed) == 9
@@ -53,7 +53,7 @@ def test_products_of_window_and_kernel_add_up(visit: Visit, served: Served) -> N
 
 
 def test_every_cell_shows_its_value_rounded(visit: Visit, served: Served) -> None:
-    page = visit(CONV)
+    page = visit.on(CONV)
     found = told(page, "weightedSum")
     inputs = found.locator(".pane table.matrix").first
     source = maps(served, "tiny_vgg", "espresso", "relu_1_1")[2]
@@ -63,11 +63,16 @@ def test_every_cell_shows_its_value_rounded(visit: Visit, served: Served) -> Non
         value(box)
 
 
-def test_it_plays_row_by_row_until_paused_and_steps(visit: Visit) -> None:
-    page = visit(f"{TINY}&layer=relu_1_2&unit=3")
+def test_it_plays_row_by_row_until_paused_and_steps(visit: Visit, served: Served) -> None:
+    # A link without a unit begins where most was found.
+    strengths = np.abs(maps(served, "tiny_vgg", "espresso", "relu_2_2")[3])
+    first, start = (int(each) for each in np.unravel_index(strengths.argmax(), strengths.shape))
+    assert start < strengths.shape[1] - 8
+    page = visit.on(f"{TINY}&layer=relu_2_2&unit=3")
     found = told(page, "function")
     sums = found.locator(".sums")
-    page.wait_for_function("one => Number(one.dataset.column) >= 3", arg=sums.element_handle())
+    arguments = [sums.element_handle(), start + 3]
+    page.wait_for_function("([one, column]) => Number(one.dataset.column) >= column", arg=arguments)
     found.get_by_role("button", name="Pause").click()
     expect(found.get_by_role("button", name="Play")).to_be_visible()
     page.wait_for_load_state("networkidle")
@@ -76,11 +81,11 @@ def test_it_plays_row_by_row_until_paused_and_steps(visit: Visit) -> None:
     expect(sums).to_have_attribute("data-column", str(column + 1))
     found.get_by_role("button", name="One step back").click()
     expect(sums).to_have_attribute("data-column", str(column))
-    assert row == 0
+    assert row == first
 
 
 def test_after_the_last_column_comes_the_next_row(visit: Visit) -> None:
-    page = visit(f"{TINY}&layer=relu_1_2&unit=3,0,59")
+    page = visit.on(f"{TINY}&layer=relu_1_2&unit=3,0,59")
     found = told(page, "function")
     found.get_by_role("button", name="One step on").click()
     expect(found.locator(".sums")).to_have_attribute("data-row", "1")
@@ -88,8 +93,9 @@ def test_after_the_last_column_comes_the_next_row(visit: Visit) -> None:
 
 
 def test_hovering_either_matrix_moves_the_window_and_pauses(visit: Visit) -> None:
-    page = visit(f"{TINY}&layer=conv_1_2&unit=3&with-input=2")
+    page = visit.on(f"{TINY}&layer=conv_1_2&unit=3,0,0&with-input=2")
     found = told(page, "weightedSum")
+    found.get_by_role("button", name="Play").click()
     expect(found.get_by_role("button", name="Pause")).to_be_visible()
     inputs, output = found.locator(".pane table.matrix").all()
     point(page, output.locator("td[data-row='2'][data-column='5']"), 0.5, 0.5)
@@ -105,7 +111,7 @@ def test_hovering_either_matrix_moves_the_window_and_pauses(visit: Visit) -> Non
 
 
 def test_arrow_keys_move_the_window_and_signs_zoom(visit: Visit) -> None:
-    page = visit(CONV)
+    page = visit.on(CONV)
     found = told(page, "weightedSum")
     matrix = found.locator(".pane table.matrix").last
     matrix.focus()
@@ -124,7 +130,7 @@ def test_arrow_keys_move_the_window_and_signs_zoom(visit: Visit) -> None:
 
 
 def test_the_overview_of_a_large_map_leads_to_any_place(visit: Visit) -> None:
-    page = visit(CONV)
+    page = visit.on(CONV)
     found = told(page, "weightedSum")
     point(page, found.locator(".pane .matrix-overview").last, 50.5 / 60, 5.5 / 60)
     expect(found.locator(".sums")).to_have_attribute("data-row", "5")
@@ -132,7 +138,7 @@ def test_the_overview_of_a_large_map_leads_to_any_place(visit: Visit) -> None:
 
 
 def test_relu_is_the_larger_of_zero_and_its_value(visit: Visit) -> None:
-    page = visit(f"{TINY}&layer=relu_1_2&unit=3,25,10")
+    page = visit.on(f"{TINY}&layer=relu_1_2&unit=3,25,10")
     found = told(page, "function")
     expect(found.locator(".formula")).to_have_text("f(x) = max(0, x)")
     for column in (10, 11, 12):
@@ -146,7 +152,7 @@ def test_relu_is_the_larger_of_zero_and_its_value(visit: Visit) -> None:
 
 
 def test_max_pooling_marks_the_largest_of_its_window(visit: Visit) -> None:
-    page = visit(f"{TINY}&layer=max_pool_1&unit=3,9,12")
+    page = visit.on(f"{TINY}&layer=max_pool_1&unit=3,9,12")
     found = told(page, "pooling")
     inputs, output = found.locator(".pane table.matrix").all()
     window = taken(inputs)
@@ -161,7 +167,7 @@ def test_max_pooling_marks_the_largest_of_its_window(visit: Visit) -> None:
 
 
 def test_units_without_positions_are_laid_in_rows(visit: Visit, served: Served) -> None:
-    page = visit("#model=lecture_cnn&image=5&view=formula&layer=relu_3&unit=37")
+    page = visit.on("#model=lecture_cnn&image=5&view=formula&layer=relu_3&unit=37")
     found = told(page, "function")
     activations = maps(served, "lecture_cnn", "5", "relu_3")
     assert named(found, "result") == pytest.approx(float(activations[37]), rel=1e-4)
@@ -181,7 +187,7 @@ def test_a_tap_moves_the_window(visit: Visit) -> None:
 
 
 def test_padding_is_shown_around_the_map(visit_grown: Visit, grown: Served) -> None:
-    page = visit_grown("#model=resnet18&image=pizza&view=formula&layer=conv1&unit=3,0,0&with-input=1")
+    page = visit_grown.on("#model=resnet18&image=pizza&view=formula&layer=conv1&unit=3,0,0&with-input=1")
     found = told(page, "weightedSum")
     listed = terms(found)
     assert len(listed) == 49
@@ -196,7 +202,7 @@ def test_padding_is_shown_around_the_map(visit_grown: Visit, grown: Served) -> N
 
 
 def test_padding_never_wins_a_maximum(visit_grown: Visit) -> None:
-    page = visit_grown("#model=resnet18&image=pizza&view=formula&layer=maxpool&unit=3,0,5")
+    page = visit_grown.on("#model=resnet18&image=pizza&view=formula&layer=maxpool&unit=3,0,5")
     found = told(page, "pooling")
     inputs = found.locator(".pane table.matrix").first
     window = taken(inputs)
@@ -205,7 +211,7 @@ def test_padding_never_wins_a_maximum(visit_grown: Visit) -> None:
 
 
 def test_a_residual_addition_names_both_ways(visit_grown: Visit) -> None:
-    page = visit_grown("#model=resnet18&image=pizza&view=formula&layer=layer1.0.add&unit=3,10,15")
+    page = visit_grown.on("#model=resnet18&image=pizza&view=formula&layer=layer1.0.add&unit=3,10,15")
     found = told(page, "elementwise")
     operands = [value(one) for one in found.locator("output[data-name=value]").all()]
     assert len(operands) == 2
@@ -217,7 +223,7 @@ def test_a_residual_addition_names_both_ways(visit_grown: Visit) -> None:
 
 
 def test_global_pooling_is_the_mean_of_its_map(visit_grown: Visit) -> None:
-    page = visit_grown("#model=resnet18&image=pizza&view=formula&layer=avgpool&unit=3,0,0")
+    page = visit_grown.on("#model=resnet18&image=pizza&view=formula&layer=avgpool&unit=3,0,0")
     found = told(page, "pooling")
     window = taken(found.locator(".pane table.matrix").first)
     assert len(window) == 49

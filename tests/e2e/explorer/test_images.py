@@ -199,6 +199,74 @@ def test_a_drawing_is_answered_while_one_draws(visit: Visit):
     expect(page.locator("#way-draw")).to_have_count(0)
 
 
+def test_ones_own_images_are_there_again_and_can_be_taken_away(visit: Visit):
+    page = visit(TINY)
+    upload(page, ("mine.png", "image/png", picture()))
+    ready(page, "own-1")
+    before = scores(page)
+    page.wait_for_function(KEPT, arg="own-1")
+    expect(page).to_have_url(re.compile("image=own-1"))
+    page.reload()
+    ready(page, "own-1")
+    assert scores(page) == before
+    upload(page, ("other.png", "image/png", picture(seed=1)))
+    ready(page, "own-2")
+    page.get_by_role("button", name="Remove “other.png”").click()
+    ready(page, "own-1")
+    page.locator('.thumb[data-image="own-1"]').press("Delete")
+    expect(page.locator('.thumb[data-image^="own"]')).to_have_count(0)
+    ready(page, "bell_pepper")
+    page.wait_for_function(f"async (id) => !(await ({KEPT})(id))", arg="own-1")
+    page.reload()
+    expect(page.locator(".thumb")).to_have_count(10)
+
+
+# Whether the browser has kept an image.
+KEPT = """id => new Promise((resolve) => {
+  const asked = indexedDB.open("convlens");
+  asked.onsuccess = () => {
+    const found = asked.result.transaction("images").objectStore("images").getKey(id);
+    found.onsuccess = () => (asked.result.close(), resolve(found.result === id));
+  };
+})"""
+
+
+def test_a_drawing_is_there_again(visit: Visit):
+    page = visit("#model=lecture_cnn&image=3")
+    page.locator("#way-draw").click()
+    for _ in range(12):
+        page.locator(".pad canvas").press("ArrowDown")
+    page.wait_for_selector('.overview[data-state="ready"][data-shown^="drawing"]')
+    page.locator(".pad canvas").press("Escape")
+    page.wait_for_function(f"() => ({KEPT})(document.querySelector('[data-image^=drawing]').dataset.image)")
+    drawn = page.locator(".thumb[data-image^=drawing]").get_attribute("data-image")
+    page.goto("about:blank")
+    page.goto(f"{visit.url}/#model=lecture_cnn&image={drawn}")
+    ready(page, drawn)
+
+
+def test_a_link_to_somebody_elses_own_image_says_so(visit: Visit):
+    page = visit("#model=tiny_vgg&image=own-7")
+    expect(page.get_by_role("alert")).to_contain_text("an image of somebody's own")
+    ready(page, "bell_pepper")
+    page.locator('[data-image="pizza"]').click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_model_without_samples_asks_for_an_image(visit: Visit):
+    page = visit(TINY)
+    page.route("**/convlens.v1.ConvLens/GetSamples", lambda route: route.fulfill(json={}))
+    page.goto("about:blank")
+    page.goto(f"{visit.url}/#model=tiny_vgg")
+    asked = page.get_by_role("region", name="No image yet")
+    expect(asked).to_contain_text("tiny_vgg/1/samples")
+    with page.expect_file_chooser() as chooser:
+        asked.get_by_role("button", name="Choose a file").click()
+    chooser.value.set_files([{"name": "mine.png", "mimeType": "image/png", "buffer": picture()}])
+    ready(page, "own-1")
+    expect(asked).to_be_hidden()
+
+
 def test_a_text_file_is_no_image(visit: Visit):
     page = visit(TINY)
     hand_over(page, "drop", ("notes.txt", "text/plain", b"these are my notes"))

@@ -15,7 +15,7 @@ from visiting import Visit
 
 
 def test_the_strongest_samples_with_what_the_unit_sees(visit: Visit, served: Served) -> None:
-    page = visit("#model=tiny_vgg&image=espresso&view=conv&layer=conv_2_1&unit=2")
+    page = visit.on("#model=tiny_vgg&image=espresso&view=conv&layer=conv_2_1&unit=2")
     view(page, "conv").get_by_role("button", name="Maximising images").click()
     found = view(page, "maximizing")
     cards = found.locator(".maximizing figure")
@@ -32,7 +32,7 @@ def test_the_strongest_samples_with_what_the_unit_sees(visit: Visit, served: Ser
 
 
 def test_an_unknown_dataset_is_a_plain_sentence(visit: Visit) -> None:
-    page = visit("#model=tiny_vgg&image=espresso&view=maximizing&layer=conv_2_1&unit=2")
+    page = visit.on("#model=tiny_vgg&image=espresso&view=maximizing&layer=conv_2_1&unit=2")
     found = view(page, "maximizing")
     found.get_by_label("Dataset").fill("holidays")
     found.get_by_label("Dataset").press("Enter")

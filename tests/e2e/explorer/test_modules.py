@@ -55,7 +55,7 @@ def states(count):
 
 
 def test_a_link_holds_the_state_whatever_names_there_are(visit: Visit):
-    page = visit(TINY)
+    page = visit.on(TINY)
     given = list(states(300))
     back = page.evaluate(
         """async (states) => {
@@ -68,7 +68,7 @@ def test_a_link_holds_the_state_whatever_names_there_are(visit: Visit):
 
 
 def test_what_a_link_says_wrongly_is_left_out(visit: Visit):
-    page = visit(TINY)
+    page = visit.on(TINY)
     script = """async (hash) => (await import("/explorer/js/link.js")).fromHash(hash)"""
     wrong = page.evaluate(script, "#version=-1&scale=all&unit=1e9,x,&image=%E0%A4%A&with-=1&&&=")
     assert (wrong["version"], wrong["scale"], wrong["model"]) == (0, "unit", "")
@@ -76,7 +76,7 @@ def test_what_a_link_says_wrongly_is_left_out(visit: Visit):
 
 
 def test_arrays_that_are_saved_are_numpys(visit: Visit):
-    page = visit(TINY)
+    page = visit.on(TINY)
     content = page.evaluate(
         """async () => {
           const { npz } = await import("/explorer/js/export/npz.js");
@@ -98,7 +98,7 @@ def test_arrays_that_are_saved_are_numpys(visit: Visit):
 
 
 def test_a_stream_in_pieces_is_read_whole(visit: Visit):
-    page = visit(TINY)
+    page = visit.on(TINY)
     found = page.evaluate(
         """async () => {
           const { envelope, opened } = await import("/explorer/js/wire.js");
@@ -143,6 +143,7 @@ def test_every_text_that_a_script_asks_for_is_there(served):
 
 # Counts what is begun and not yet ended, of what runs by itself.
 COUNTING = """() => {
+  if (window.running) return;
   window.running = new Map();
   for (const [begin, end, once] of [
     ["setTimeout", "clearTimeout", true], ["setInterval", "clearInterval", false],
@@ -166,7 +167,7 @@ COUNTING = """() => {
      "view=playground", "view=attribution", "view=compare"],
 )  # fmt: skip
 def test_nothing_runs_on_after_a_view_closes(visit: Visit, place):
-    page = visit(TINY)
+    page = visit.on(TINY)
     page.evaluate(COUNTING)
     page.evaluate("hash => { location.hash = hash; }", f"{TINY}&{place}")
     name = re.search(r"view=(\w+)", place)[1]
@@ -181,7 +182,7 @@ def test_nothing_runs_on_after_a_view_closes(visit: Visit, place):
 
 
 def test_an_error_of_the_page_is_not_taken_for_one_of_the_network(visit: Visit):
-    page = visit(TINY)
+    page = visit.on(TINY)
     said = page.evaluate(
         """async () => {
           const { layers } = await import("/explorer/js/api.js");

@@ -70,7 +70,7 @@ def table(page, name, theme="light"):
 
 
 def test_every_layer_has_a_column_and_every_channel_a_map(visit: Visit):
-    page = visit(TINY)
+    page = visit.on(TINY)
     names = page.eval_on_selector_all(".node", "nodes => nodes.map((node) => node.dataset.node)")
     assert names == ["input", *LAYERS]
     expect(node(page, "input").locator("canvas")).to_have_count(3)
@@ -83,7 +83,7 @@ def test_every_layer_has_a_column_and_every_channel_a_map(visit: Visit):
 
 
 def test_a_map_has_the_colours_of_its_values(visit: Visit, maps):
-    page = visit(TINY)
+    page = visit.on(TINY)
     values = maps("tiny_vgg", "espresso", "conv_1_1", "relu_1_1")
     # The range of a unit: the convolution and what follows it.
     bound = max(np.abs(values["conv_1_1"]).max(), np.abs(values["relu_1_1"]).max())
@@ -101,7 +101,7 @@ def test_a_map_has_the_colours_of_its_values(visit: Visit, maps):
 
 
 def test_a_thumbnail_brings_its_maps_and_scores(visit: Visit, served, maps):
-    page = visit(TINY)
+    page = visit.on(TINY)
     before = painted(page, "conv_1_1", 0)
     page.locator('[data-image="pizza"]').click()
     ready(page, "pizza")
@@ -117,7 +117,7 @@ def test_a_thumbnail_brings_its_maps_and_scores(visit: Visit, served, maps):
     ("layer", "sources", "targets"), [("conv_1_2", 10, 1), ("relu_1_2", 1, 1), ("max_pool_1", 1, 10)]
 )
 def test_pointing_at_a_map_shows_its_edges_and_their_ends(visit: Visit, layer, sources, targets):
-    page = visit(TINY)
+    page = visit.on(TINY)
     unit(page, layer, 4).hover()
     expect(page.locator(".is-source")).to_have_count(sources)
     expect(page.locator(".is-target")).to_have_count(targets)
@@ -130,7 +130,7 @@ def test_pointing_at_a_map_shows_its_edges_and_their_ends(visit: Visit, layer, s
 
 
 def test_pointing_tells_the_value_under_the_pointer(visit: Visit, maps):
-    page = visit(TINY)
+    page = visit.on(TINY)
     canvas = unit(page, "max_pool_2", 2).locator("canvas")
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 5.5 / 13, box["y"] + box["height"] * 8.5 / 13)
@@ -143,7 +143,7 @@ def test_pointing_tells_the_value_under_the_pointer(visit: Visit, maps):
 
 
 def test_pointing_at_a_class_tells_its_score(visit: Visit, maps):
-    page = visit(TINY)
+    page = visit.on(TINY)
     values = maps("tiny_vgg", "espresso", "output", "softmax")
     unit(page, "softmax", 1).hover()
     chip = page.locator(".chip")
@@ -158,7 +158,7 @@ def test_pointing_at_a_class_tells_its_score(visit: Visit, maps):
 
 
 def test_details_are_dimensions_figures_and_legends(visit: Visit):
-    page = visit(TINY)
+    page = visit.on(TINY)
     expect(page.locator(".figures, .colours")).to_have_count(0)
     page.locator("#details").click()
     figures = node(page, "conv_1_1").locator(".figures dd")
@@ -171,7 +171,7 @@ def test_details_are_dimensions_figures_and_legends(visit: Visit):
 
 @pytest.mark.parametrize("scale", ["unit", "module", "network"])
 def test_every_legend_is_right_after_every_change(visit: Visit, maps, scale):
-    page = visit(f"{TINY}&details=1")
+    page = visit.on(f"{TINY}&details=1")
     groups = {
         "unit": [["conv_1_1", "relu_1_1"], ["conv_1_2", "relu_1_2", "max_pool_1"], ["conv_2_1", "relu_2_1"],
                  ["conv_2_2", "relu_2_2", "max_pool_2", "flatten"]],
@@ -198,7 +198,7 @@ def test_every_legend_is_right_after_every_change(visit: Visit, maps, scale):
 
 
 def test_a_layers_name_opens_its_explanation(visit: Visit):
-    page = visit(TINY)
+    page = visit.on(TINY)
     article = page.locator("aside.article")
     expect(article).to_be_hidden()
     node(page, "max_pool_1").locator(".node-name").click()

@@ -17,7 +17,8 @@ def matrix(found: Locator, name: str) -> Locator:
 
 def opened(visit: Visit, still: bool = True, **settings: int) -> tuple[Page, Locator]:
     options = "".join(f"&with-{name}={number}" for name, number in settings.items())
-    page = visit(f"#model=tiny_vgg&view=playground{options}", reduced_motion="reduce" if still else "no-preference")
+    motion = "reduce" if still else "no-preference"
+    page = visit.on(f"#model=tiny_vgg&image=espresso&view=playground{options}", reduced_motion=motion)
     return page, view(page, "playground")
 
 

@@ -11,6 +11,11 @@ from support import free_port, serving
 from visiting import Visit, node, ready, unit
 
 TINY = "#model=tiny_vgg&image=espresso"
+# The page rests a second before it begins anew.
+HASTE = """{
+  const later = window.setTimeout;
+  window.setTimeout = (callback, time, ...rest) => later(callback, time === 1000 ? 20 : time, ...rest);
+}"""
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def visit_at(browser):
 
     yield start
     for visit in visits:
-        visit.close()
+        visit.leave(anew=True)
 
 
 def test_the_server_gone_and_back(visit_at, models):
@@ -110,9 +115,59 @@ def test_a_module_that_the_network_broke_off(visit_at, models):
         page = visit_at(f"http://127.0.0.1:{server.state.http_port}")(TINY)
         page.route("**/explorer/js/shell/host.js", lambda route: route.abort())
         page.reload()
-        page.wait_for_function("history.state?.begun")
+        page.wait_for_function("() => history.state?.begun")
         page.unroute("**/explorer/js/shell/host.js")
         ready(page, "espresso")
+
+
+@pytest.mark.parametrize(
+    ("module", "more", "shown"),
+    [
+        ("views/conv.js", "&view=conv&layer=conv_1_1&unit=0", '.view [data-view="conv"]'),
+        ("article/article.js", "&read=convolution", "#article-convolution"),
+    ],
+)
+def test_a_later_module_that_the_network_broke_off(visit_at, models, module, more, shown):
+    with serving(models) as server:
+        page = visit_at(f"http://127.0.0.1:{server.state.http_port}")(TINY)
+        page.route(f"**/explorer/js/{module}", lambda route: route.abort())
+        page.evaluate("hash => { location.hash = hash; }", f"{TINY}{more}")
+        page.wait_for_function("() => history.state?.begun")
+        page.unroute(f"**/explorer/js/{module}")
+        page.wait_for_selector(shown)
+
+
+def test_another_language_is_asked_for_while_the_server_is_away(visit_at, models):
+    port = free_port()
+    with serving(models, http_port=port):
+        page = visit_at(f"http://127.0.0.1:{port}")(TINY)
+    page.locator("#language").select_option("ja")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    # A theme asks nothing of the server.
+    page.locator("#language").select_option("en")
+    page.locator("#theme").click()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.locator("#language").select_option("ja")
+    with serving(models, http_port=port):
+        expect(page.locator("html")).to_have_attribute("lang", "ja")
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
+# All patience ends twenty times sooner.
+IMPATIENT = "const timeout = AbortSignal.timeout; AbortSignal.timeout = (ms) => timeout.call(AbortSignal, ms / 20);"
+
+
+def test_a_server_that_is_stuck(visit_at, models):
+    with serving(models) as server:
+        page = visit_at(f"http://127.0.0.1:{server.state.http_port}")(TINY)
+        page.add_init_script(IMPATIENT)
+        page.reload()
+        ready(page)
+        page.route("**/metrics", lambda route: None)
+        expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+        page.unroute("**/metrics")
+        expect(page.get_by_role("alert")).to_be_hidden()
+        ready(page)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +182,7 @@ def test_a_module_that_is_broken_does_not_load_the_page_for_ever(visit_at, model
         page = visit_at(f"http://127.0.0.1:{server.state.http_port}")(link)
         broken = {"content_type": "text/javascript", "body": "throw new TypeError('of its own')"}
         page.route(f"**/explorer/js/{module}", lambda route: route.fulfill(**broken))
+        page.add_init_script(HASTE)
         page.reload()
         expect(page.locator(place)).to_contain_text(says, timeout=40_000)
         assert len(page.evaluate("history.state.begun")) == 5

@@ -175,6 +175,50 @@ def test_a_phone_shows_all_by_touch(visit: Visit):
     expect(page.locator("aside.article")).to_be_visible()
 
 
+def test_a_narrow_screen_hides_no_tool(visit: Visit):
+    page = visit("#model=lecture_cnn&image=3", viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    for name in ("Attribution", "Compare", "Playground", "Explanation"):
+        tool = page.get_by_role("button", name=name).bounding_box()
+        assert tool["x"] >= 0
+        assert tool["x"] + tool["width"] <= 390
+    draw = page.locator("#way-draw")
+    expect(draw).to_be_hidden()
+    page.get_by_role("button", name="Bring an image").tap()
+    draw.tap()
+    expect(page.locator(".pad")).to_be_visible()
+
+
+def test_a_page_at_twice_its_size_scrolls_to_a_view(visit: Visit):
+    page = visit(f"{TINY}&view=conv&layer=conv_1_2&unit=3,4,5", viewport={"width": 640, "height": 400})
+    page.wait_for_selector(".view-body:not([aria-busy])")
+    sheet = page.locator("section.view")
+    sheet.evaluate("sheet => sheet.scrollIntoView({ block: 'end' })")
+    assert sheet.bounding_box()["height"] > 0.6 * 400
+
+
+def test_colours_are_explained_where_they_mean_something(visit: Visit):
+    page = visit(TINY)
+    key = page.get_by_role("img", name="red is negative")
+    expect(key).to_be_visible()
+    page.get_by_role("button", name="Playground").click()
+    expect(page.locator('[data-view="playground"]')).to_be_visible()
+    expect(key).to_be_hidden()
+    expect(page.locator("#scale")).to_be_hidden()
+
+
+def test_no_answer_is_taken_for_another_images(visit: Visit):
+    page = visit(TINY)
+    answer = page.locator(".answer")
+    expect(answer).to_contain_text("“espresso” is espresso")
+    held = []
+    page.route("**/convlens.v1.ConvLens/Classify", lambda route: held.append(route))
+    page.locator('[data-image="pizza"]').click()
+    expect(answer).to_have_text("“pizza”: no answer yet")
+    for route in held:
+        route.continue_()
+    expect(answer).to_contain_text("“pizza” is pizza")
+
+
 def test_the_network_fits_the_window_as_it_changes(visit: Visit):
     page = visit(TINY, viewport={"width": 1400, "height": 900})
     wide = zoom(page)

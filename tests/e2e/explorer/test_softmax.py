@@ -16,7 +16,7 @@ UNIT = "#model=tiny_vgg&image=espresso&view=softmax&layer=softmax&unit=1"
 
 
 def test_scores_are_recomputed_from_the_logits_on_the_page(visit: Visit, served: Served) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "softmax")
     columns = {
         name: [value(one) for one in found.locator(f"tbody output[data-name={name}]").all()]
@@ -38,7 +38,7 @@ def test_scores_are_recomputed_from_the_logits_on_the_page(visit: Visit, served:
 
 
 def test_a_class_and_its_term_light_each_other_up(visit: Visit) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     found = view(page, "softmax")
     row = found.locator("tr[data-index='4']")
     term = found.locator(".denominator .term[data-index='4']")
@@ -53,14 +53,14 @@ def test_a_class_and_its_term_light_each_other_up(visit: Visit) -> None:
 
 
 def test_a_logit_opens_the_unit_that_makes_it(visit: Visit) -> None:
-    page = visit(UNIT)
+    page = visit.on(UNIT)
     view(page, "softmax").get_by_role("button", name="Logit of koala").click()
     view(page, "dense")
     expect(page.locator("section.view h2")).to_have_text("output, unit koala")
 
 
 def test_a_thousand_classes_are_paged_and_the_others_summed_up(visit_grown: Visit, grown: Served) -> None:
-    page = visit_grown("#model=resnet18&image=pizza&view=softmax&layer=softmax&unit=3")
+    page = visit_grown.on("#model=resnet18&image=pizza&view=softmax&layer=softmax&unit=3")
     found = view(page, "softmax")
     rows = found.locator("tbody tr")
     expect(rows).to_have_count(20)

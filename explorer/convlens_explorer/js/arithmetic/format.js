@@ -8,6 +8,15 @@ export function fixed(value, places = 2) {
   return value < 0 && Number(text) !== 0 ? `−${text}` : text;
 }
 
+/** As `fixed`, but what is not 0 is not written as 0: 4.3 × 10⁻⁵. */
+export function telling(value, places) {
+  const text = fixed(value, places);
+  if (value === 0 || /[1-9∞]/.test(text)) return text;
+  const [digits, power] = Math.abs(value).toExponential(1).split("e");
+  const raised = [...power].map((sign) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(sign)] ?? "⁻").join("");
+  return `${value < 0 ? "−" : ""}${digits} × 10${raised}`;
+}
+
 /** Places that tell numbers of such a size apart: two from 1 on, more below. @param {number} most The largest magnitude. */
 export function placesFor(most) {
   if (most >= 1) return 2;

@@ -4,46 +4,11 @@ import { el } from "../element.js";
 import { lookUp, t } from "../text.js";
 import { viewFor } from "../views/index.js";
 import { convolutionExample, lectureNetwork, poolingExample } from "./examples.js";
-
-/** The sections in reading order, with the kinds of layers that each is about. */
-const SECTIONS = {
-  network: [],
-  input: ["input"],
-  convolution: ["conv", "conv_transpose"],
-  connections: [],
-  activation: [
-    "relu",
-    "leaky_relu",
-    "prelu",
-    "sigmoid",
-    "hard_sigmoid",
-    "hard_swish",
-    "silu",
-    "swish",
-    "tanh",
-    "gelu",
-    "elu",
-    "clip",
-    "mish",
-  ],
-  normalisation: ["batch_norm", "layer_norm", "group_norm", "instance_norm", "lrn"],
-  pooling: ["max_pool", "average_pool", "global_average_pool", "global_max_pool"],
-  joining: ["add", "mul", "concat"],
-  flatten: ["flatten"],
-  dense: ["dense"],
-  softmax: ["softmax"],
-  field: [],
-  attribution: [],
-};
+import { SECTIONS } from "./sections.js";
 
 /** Views in which a section's subject can be tried. */
 const TRIED_IN = { convolution: "playground", attribution: "attribution" };
 const EXAMPLES = { convolution: convolutionExample, pooling: poolingExample, dense: lectureNetwork };
-
-/** The section about a kind of layer; that about networks if there is none. */
-export function sectionOf(kind) {
-  return Object.keys(SECTIONS).find((name) => SECTIONS[name].includes(kind)) ?? "network";
-}
 
 /**
  * Writes the article, and follows the store's `article` to its sections.

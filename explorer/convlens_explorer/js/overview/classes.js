@@ -94,5 +94,6 @@ function best(scores) {
 }
 
 function percent(score) {
+  if (score > 0 && score < 0.0005) return "<0.1 %";
   return `${(100 * score).toFixed(score >= 0.0995 ? 0 : 1)} %`;
 }

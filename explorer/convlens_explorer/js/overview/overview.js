@@ -1,6 +1,7 @@
 /** The overview: the whole network on one large sheet. */
 
 import { call } from "../api.js";
+import { sectionOf } from "../article/sections.js";
 import { el, replace } from "../element.js";
 import { Classes } from "./classes.js";
 import { Chip } from "./chip.js";
@@ -89,7 +90,7 @@ export class Overview {
       nodesOf(network, this.folded).map((node) => {
         /** @type {NodeView} */
         const view = new NodeView(node, network, options, {
-          name: () => this.#read(node.layer.kind),
+          name: () => store.set({ article: sectionOf(node.layer.kind) }),
           unfold: () => this.fold(node.block.name, false),
           page: () => this.#turned(view),
         });
@@ -128,11 +129,6 @@ export class Overview {
     this.folded = new Set(fold ? this.context.network.blocks.map((block) => block.name) : []);
     this.build();
     this.zoom.fit();
-  }
-
-  async #read(kind) {
-    const { sectionOf } = await import("../article/article.js");
-    this.context.store.set({ article: sectionOf(kind) });
   }
 
   /** What is shown of a layer of an image. */

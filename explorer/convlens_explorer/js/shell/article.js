@@ -1,7 +1,7 @@
 /** Where the explanation stands: beside the network, on a narrow screen over it. */
 
-import { reached } from "../api.js";
 import { el, replace } from "../element.js";
+import { later } from "../later.js";
 import { t } from "../text.js";
 
 export class Article {
@@ -37,7 +37,7 @@ export class Article {
       ),
       this.body,
     );
-    store.subscribe(["article"], () => this.#show(), scope);
+    store.subscribe(["article", "attempt"], () => this.#show(), scope);
   }
 
   /** Takes what the explanation is about. @param {import("./context.js").Context} context */
@@ -53,8 +53,14 @@ export class Article {
     if (!open) return this.#close();
     if (this.#scope || !this.#context) return undefined;
     const scope = (this.#scope = this.scope.child());
-    const article = await reached(() => import("../article/article.js"));
-    return scope.closed ? undefined : article.open(this.body, { ...this.#context, scope });
+    try {
+      const article = await later(() => import("../article/article.js"), scope.signal);
+      return scope.closed ? undefined : article.open(this.body, { ...this.#context, scope });
+    } catch (error) {
+      if (scope.closed) return undefined;
+      this.#close();
+      return this.#context.report(error);
+    }
   }
 
   #close() {

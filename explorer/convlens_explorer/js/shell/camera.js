@@ -42,7 +42,7 @@ export function openCamera(own) {
         side,
       );
       const file = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
-      own.show([await own.make(file, t("images.cameraName"), "own")]);
+      own.show([own.make(file, t("images.cameraName"), "own")]);
       close();
     });
     begin();

@@ -28,8 +28,23 @@ export class Gallery {
       id: "file",
       on: { change: () => (own.take([...this.file.files]), (this.file.value = "")) },
     });
-    this.ways = el("div.ways");
-    this.element = el("section.gallery", { "aria-label": t("images.title") }, this.thumbs, this.ways, this.file);
+    this.ways = el("div.ways", { on: { click: () => expand(false) } });
+    // On a narrow screen it opens the ways, until one is chosen; elsewhere they are in sight, and it is not.
+    const expand = (on) => more.setAttribute("aria-expanded", String(on));
+    const more = el(
+      "button.more",
+      {
+        type: "button",
+        id: "more",
+        "aria-label": t("images.more"),
+        title: t("images.more"),
+        "aria-expanded": "false",
+        on: { click: () => expand(more.getAttribute("aria-expanded") !== "true") },
+      },
+      "+",
+    );
+    this.element = el("section.gallery", { "aria-label": t("images.title") }, more, this.thumbs, this.ways, this.file);
+    scope.listen(this.thumbs, "keydown", (event) => this.#key(event));
     store.subscribe(["images", "chosen"], () => this.#show(), scope);
     store.subscribe(["network"], () => this.#showWays(), scope);
     this.#show();
@@ -47,7 +62,7 @@ export class Gallery {
       this.thumbs,
       this.store.get("images").map((image) => {
         const place = chosen.indexOf(image.id);
-        return el(
+        const thumb = el(
           "button.thumb",
           {
             type: "button",
@@ -59,9 +74,32 @@ export class Gallery {
           el("img", { src: image.url, alt: image.name, draggable: "false" }),
           chosen.length > 1 && place >= 0 && el("span.place", { "aria-hidden": "true" }, "ABCD"[place]),
         );
+        return image.origin === "sample" ? thumb : el("span.mine", {}, thumb, this.#remover(image));
       }),
     );
-    if (hadFocus) this.thumbs.querySelector(`[data-image="${CSS.escape(hadFocus)}"]`)?.focus();
+    if (!hadFocus) return;
+    const again = this.thumbs.querySelector(`[data-image="${CSS.escape(hadFocus)}"]`);
+    (again ?? this.thumbs.querySelector('[aria-pressed="true"]'))?.focus();
+  }
+
+  /** Takes one's own image away; the Delete key does it for the one that has the focus, so Tab passes this by. */
+  #remover(image) {
+    const title = t("images.remove", { name: image.name });
+    return el(
+      "button.remove",
+      { type: "button", tabindex: -1, title, "aria-label": title, on: { click: () => this.own.drop(image) } },
+      "×",
+    );
+  }
+
+  /** Lets one choose files. */
+  choose() {
+    this.file.click();
+  }
+
+  #key(event) {
+    const image = this.store.get("images").find(({ id }) => id === event.target.dataset.image);
+    if (event.key === "Delete" && image && image.origin !== "sample") this.own.drop(image);
   }
 
   #choose(id, more) {
@@ -92,7 +130,7 @@ export class Gallery {
       );
     replace(
       this.ways,
-      way("file", () => this.file.click()),
+      way("file", () => this.choose()),
       way("address", () => askForAddress(this.own)),
       navigator.mediaDevices && way("camera", () => openCamera(this.own)),
       network?.channels === 1 && way("draw", () => openPad(this.own, network)),

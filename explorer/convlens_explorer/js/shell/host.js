@@ -1,10 +1,12 @@
 /** Where views open: a sheet over the overview, with a way back. */
 
-import { metrics } from "../api.js";
-import { beginsAnew } from "../boot.js";
 import { el, replace } from "../element.js";
+import { later } from "../later.js";
 import { t } from "../text.js";
 import { parent, Unable, VIEWS } from "../views/index.js";
+
+/** Until then it is better to say nothing than to say that one waits. */
+const PATIENCE_MS = 400;
 
 export class Host {
   /** What the open view gave: perhaps numbers to export. */
@@ -108,8 +110,10 @@ export class Host {
     const body = el("div.view-page", { dataset: { view } });
     // Until the next view stands, the last one stays, so that the page does not jump.
     this.body.setAttribute("aria-busy", "true");
+    if (first) this.heading.textContent = "";
+    const told = scope.after(PATIENCE_MS, () => (this.heading.textContent ||= t("shell.opening")));
     try {
-      const module = await this.#load(view, scope);
+      const module = await later(VIEWS[view], scope.signal);
       if (scope.closed) return;
       const title = module.title(context);
       this.heading.textContent = title;
@@ -126,20 +130,8 @@ export class Host {
       replace(this.body, el("p.waiting", {}, t("shell.viewFailed", { message: error.message })));
       this.context.report(error);
     } finally {
+      told();
       if (!scope.closed) this.body.removeAttribute("aria-busy");
-    }
-  }
-
-  /** A view's module. A browser does not ask again for one that the network broke off; the page, begun anew, does. */
-  async #load(view, scope) {
-    try {
-      return await VIEWS[view]();
-    } catch (error) {
-      if (!(error instanceof TypeError)) throw error;
-      // Throws while the server cannot be reached, and is tried again when it can.
-      await metrics({ signal: scope.signal });
-      if (!beginsAnew(error)) throw error;
-      return await new Promise(() => {});
     }
   }
 

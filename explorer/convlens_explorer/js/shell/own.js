@@ -2,6 +2,7 @@
 
 import { PageImage } from "../images.js";
 import { fitted, inspect, Refused } from "../picture.js";
+import { keep, kept, nextNumber } from "./kept.js";
 
 export class Own {
   #count = 0;
@@ -30,7 +31,7 @@ export class Own {
     for (const file of files) {
       const name = /** @type {File} */ (file).name ?? "";
       try {
-        taken.push(await this.make(await inspect(file, name), name, "own"));
+        taken.push(this.make(await inspect(file, name), name, "own"));
       } catch (error) {
         this.#refuse(error);
       }
@@ -39,8 +40,13 @@ export class Own {
     return taken;
   }
 
+  /** Brings back what this browser has kept. */
+  async restore() {
+    this.store.set({ images: [...this.store.get("images"), ...(await kept())] });
+  }
+
   /** @param {Blob} file JPEG, PNG or WebP. */
-  async make(file, name, origin, id = `own-${++this.#count}`) {
+  make(file, name, origin, id = `own-${(this.#count = nextNumber(this.#count))}`) {
     return new PageImage(id, name || id, origin, file);
   }
 
@@ -59,9 +65,34 @@ export class Own {
           : [...ids, ...chosen.slice(1).filter((id) => !ids.includes(id))],
       trouble: store.get("trouble")?.kind === "image" ? null : store.get("trouble"),
     });
+    // A link names its picture by itself.
+    keep(images.filter(({ origin }) => origin === "own"));
   }
 
-  /** Takes an image away that the server cannot read; what was shown before comes back. */
+  /**
+   * Shows a drawing in the place of the last one.
+   * @param {PageImage} image
+   */
+  draw(image) {
+    const { store } = this;
+    const old = store.get("images").filter(({ origin }) => origin === "drawing");
+    const chosen = store.get("chosen");
+    const place = Math.max(
+      0,
+      chosen.findIndex((id) => old.some((other) => other.id === id)),
+    );
+    store.set({
+      images: [...store.get("images").filter((other) => !old.includes(other)), image],
+      chosen: chosen.length ? chosen.map((id, i) => (i === place ? image.id : id)) : [image.id],
+    });
+    for (const other of old) other.forget();
+    keep(
+      [image],
+      old.map(({ id }) => id),
+    );
+  }
+
+  /** Takes an image away, because one asks for it or the server cannot read it; what was shown before comes back. */
   drop(image) {
     const { store } = this;
     const images = store.get("images").filter((other) => other !== image);
@@ -69,6 +100,7 @@ export class Own {
     const before = this.#before.filter((id) => images.some((other) => other.id === id));
     store.set({ images, chosen: rest.length ? rest : before.length ? before : images.slice(0, 1).map(({ id }) => id) });
     image.forget();
+    keep([], [image.id]);
   }
 
   /** Brings in the picture at an address. Gives whether it could. */
@@ -76,7 +108,7 @@ export class Own {
     try {
       const picture = await fitted(await loaded(address));
       const name = decodeURIComponent(new URL(address).pathname.split("/").pop() ?? "") || address;
-      this.show([await this.make(picture, name, "link", address)]);
+      this.show([this.make(picture, name, "link", address)]);
       return true;
     } catch (error) {
       this.#refuse(error instanceof Refused ? error : new Refused("address", { address }));

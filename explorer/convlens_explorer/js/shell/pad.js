@@ -126,24 +126,7 @@ class Pad {
     if (!drawing) return;
     const file = await drawing.convertToBlob({ type: "image/png" });
     if (this.scope.closed) return;
-    const { store } = this.own;
-    const image = await this.own.make(
-      file,
-      t("images.drawing"),
-      "drawing",
-      `drawing-${Date.now()}-${this.#drawings++}`,
-    );
-    const old = store.get("images").filter(({ origin }) => origin === "drawing");
-    const chosen = store.get("chosen");
-    const place = Math.max(
-      0,
-      chosen.findIndex((id) => old.some((other) => other.id === id)),
-    );
-    store.set({
-      images: [...store.get("images").filter((other) => !old.includes(other)), image],
-      chosen: chosen.length ? chosen.map((id, i) => (i === place ? image.id : id)) : [image.id],
-    });
-    for (const other of old) other.forget();
+    this.own.draw(this.own.make(file, t("images.drawing"), "drawing", `drawing-${Date.now()}-${this.#drawings++}`));
   }
 }
 

@@ -1,5 +1,6 @@
 /** Above the network: what it is, how it is coloured, how large it is seen, and what can be taken away. */
 
+import { css } from "../colours.js";
 import { dimensions, short } from "../overview/details.js";
 import { el, replace } from "../element.js";
 import { icon } from "../icons.js";
@@ -7,9 +8,15 @@ import { figure } from "../paint.js";
 import { t } from "../text.js";
 import { exportMenu } from "./export_menu.js";
 
+/** Until then nothing is said of an answer that does not come. */
+const PATIENCE_MS = 400;
+/** Views whose colours share ranges as the overview's do. */
+const SCALED = new Set([undefined, "conv", "formula"]);
+
 export class Toolbar {
   /** @type {import("../overview/overview.js").Overview | null} */
   #overview = null;
+  #late = () => {};
 
   /**
    * @param {import("../store.js").Store} store
@@ -24,6 +31,8 @@ export class Toolbar {
       { id: "scale", on: { change: () => store.set({ scale: /** @type {any} */ (this.scale.value) }) } },
       ["unit", "module", "network"].map((name) => el("option", { value: name }, t(`shell.scale.${name}`))),
     );
+    this.key = el("span.colour-key", { role: "img", "aria-label": t("shell.colourKey"), title: t("shell.colourKey") });
+    this.label = el("label", { title: t("shell.scaleLong") }, el("span", {}, t("shell.scale.title")), this.scale);
     this.details = el(
       "button",
       { type: "button", id: "details", on: { click: () => store.set({ details: !store.get("details") }) } },
@@ -43,17 +52,10 @@ export class Toolbar {
       {},
       this.facts,
       this.answer,
-      el(
-        "div.controls",
-        {},
-        el("label", { title: t("shell.scaleLong") }, el("span", {}, t("shell.scale.title")), this.scale),
-        this.details,
-        this.folds,
-        this.sizes,
-        this.export,
-      ),
+      el("div.controls", {}, this.label, this.key, this.details, this.folds, this.sizes, this.export),
     );
     store.subscribe(["scale", "details", "place"], () => this.#show(), scope);
+    store.subscribe(["chosen", "network"], () => this.#await(scope), scope);
     this.#show();
   }
 
@@ -66,19 +68,25 @@ export class Toolbar {
     overview.onBuild = () => this.#show();
     replace(this.export, exportMenu(overview, host));
     const { network } = overview.context;
-    replace(
-      this.facts,
-      el("b", {}, network.model),
-      ` ${t("shell.facts", {
-        version: String(network.version),
-        input: dimensions(network.input),
-        classes: network.labels.length,
-        layers: network.layers.length,
-        parameters: short(network.parameters),
-        device: network.device,
-      })}`,
-    );
+    const facts = t("shell.facts", {
+      version: String(network.version),
+      input: dimensions(network.input),
+      classes: network.labels.length,
+      layers: network.layers.length,
+      parameters: short(network.parameters),
+      device: network.device,
+    });
+    replace(this.facts, el("b", {}, network.model), ` ${facts}`);
+    // There is not always room for all of it.
+    this.facts.title = facts;
     this.answer.textContent = "";
+    const colours = Array.from({ length: 9 }, (_, i) => css(overview.context.tables.activation, i / 8));
+    replace(
+      this.key,
+      "−",
+      el("span", { style: { background: `linear-gradient(to right, ${colours.join(", ")})` } }),
+      "+",
+    );
     this.#show();
   }
 
@@ -86,6 +94,7 @@ export class Toolbar {
   answered({ image, result, computeMs }) {
     const { network, store } = this.#overview?.context ?? {};
     if (!network || store.get("chosen")[0] !== image.id) return;
+    this.#late();
     const best = result.scores.indexOf(Math.max(...result.scores));
     replace(
       this.answer,
@@ -96,6 +105,15 @@ export class Toolbar {
       }),
       el("span.quiet", {}, ` ${t("shell.took", { ms: figure(computeMs, 2) })}`),
     );
+  }
+
+  /** What stands there is the last image's answer: it goes when the new one's does not come soon. */
+  #await(scope) {
+    this.#late();
+    this.#late = scope.after(PATIENCE_MS, () => {
+      const image = this.store.get("images").find(({ id }) => id === this.store.get("chosen")[0]);
+      this.answer.textContent = image ? t("shell.noAnswer", { image: image.name }) : "";
+    });
   }
 
   #zoomButton(id, sign, click) {
@@ -110,7 +128,9 @@ export class Toolbar {
     this.scale.value = this.store.get("scale");
     this.details.setAttribute("aria-pressed", String(this.store.get("details")));
     const overview = this.#overview;
-    const open = Boolean(this.store.get("place").view);
+    const { view } = this.store.get("place");
+    const open = Boolean(view);
+    for (const control of [this.key, this.label]) control.hidden = !SCALED.has(view);
     for (const control of [this.details, this.sizes]) control.hidden = open;
     const blocks = overview?.context.network.blocks.length ?? 0;
     this.folds.hidden = open || !blocks;

@@ -28,32 +28,21 @@ export async function open(container, context) {
   const say = saying(context, says);
   const chip = el("p.chip-line", {}, t("attribution.hover"));
   const key = el("div.legends");
-  const base = picture(network, planes);
-  base.setAttribute("role", "img");
-  base.setAttribute("aria-label", t("field.image"));
-  const heat = el("canvas.heat", { role: "img", "aria-label": t("attribution.map") });
-  const box = el("div.map-box.attribution-image", {}, base, heat);
-  box.style.aspectRatio = `${network.width} / ${network.height}`;
-  const stage = el("div.attribution-stage", {}, box, el("div", {}, says, chip, key));
+  const { box, heat } = layers(network, planes);
+  box.classList.add("attribution-image");
+  const all = el("div.attribution-all", { role: "status" });
+  const stage = el("div.attribution-stage", {}, box, el("div", {}, says, chip, key, all));
   let shown = null;
   let asked = "";
+  let askedAll = "";
+  let run = scope.child();
 
   const ask = newest(
-    async ({ method, classIndex, layer }) => {
+    async (options) => {
+      const { method } = options;
       box.setAttribute("aria-busy", "true");
       try {
-        const answer = await call(
-          "Attribute",
-          {
-            ...asking.model,
-            images: await asking.image.asRequest(),
-            method: `ATTRIBUTION_METHOD_${method.toUpperCase()}`,
-            ...(classIndex === "" ? {} : { classIndex: Number(classIndex) }),
-            layer: method === "occlusion" ? "" : layer,
-          },
-          { signal: scope.signal },
-        );
-        shown = answered(answer, method, tables);
+        shown = await attributed(asking, options, tables, scope.signal);
       } finally {
         box.removeAttribute("aria-busy");
       }
@@ -72,11 +61,47 @@ export async function open(container, context) {
       say(error);
     },
   );
+  /** Asks for one method after the other: on a large network each may take seconds. */
+  const askAll = async (options) => {
+    const { signal } = run;
+    for (const method of METHODS) {
+      try {
+        const found = await attributed(asking, { ...options, method }, tables, signal);
+        const small = layers(network, planes);
+        lay(small.heat, found);
+        all.append(
+          el(
+            "button.method",
+            {
+              type: "button",
+              "aria-label": t("attribution.choose", { method: t(`attribution.${method}`) }),
+              on: { click: () => fields.go({ method }) },
+            },
+            small.box,
+            el("span", {}, t(`attribution.${method}`)),
+          ),
+        );
+      } catch (error) {
+        if (signal.aborted) return;
+        const why = el("div.method");
+        all.append(why);
+        saying(context, why)(error);
+      }
+    }
+  };
   const follow = () => {
     if (store.get("place").view !== "attribution") return;
     const options = optionsOf(store);
     fields.show(options);
-    heat.style.opacity = String(options.opacity / 100);
+    stage.style.setProperty("--opacity", String(options.opacity / 100));
+    const questions = options.all ? JSON.stringify([options.classIndex, options.layer]) : "";
+    if (questions !== askedAll) {
+      askedAll = questions;
+      run.close();
+      run = scope.child();
+      replace(all);
+      if (options.all) askAll(options);
+    }
     const question = JSON.stringify([options.method, options.classIndex, options.layer]);
     if (question === asked) return;
     asked = question;
@@ -105,12 +130,13 @@ export async function open(container, context) {
 }
 
 function optionsOf(store) {
-  const { method, class: classIndex = "", layer = "", opacity = "70" } = store.get("place").options ?? {};
+  const { method, class: classIndex = "", layer = "", opacity = "70", all = "" } = store.get("place").options ?? {};
   return {
     method: METHODS.includes(method) ? method : METHODS[0],
     classIndex,
     layer,
     opacity: Math.min(100, Math.max(0, Number.parseInt(opacity, 10) || 0)),
+    all: all === "1",
   };
 }
 
@@ -145,7 +171,13 @@ function controls(context) {
     layer.field.value = options.layer;
     layer.field.disabled = options.method === "occlusion";
     opacity.value = options.opacity;
+    all.setAttribute("aria-pressed", String(options.all));
   };
+  const all = el(
+    "button",
+    { type: "button", on: { click: () => go({ all: optionsOf(store).all ? "" : "1" }) } },
+    t("attribution.all"),
+  );
   const element = el(
     "div.settings",
     {},
@@ -153,9 +185,32 @@ function controls(context) {
     label.element,
     layer.element,
     el("label.setting", {}, el("span", {}, t("attribution.opacity")), opacity),
+    all,
     explainButton(context, "attribution"),
   );
-  return { element, show };
+  return { element, show, go };
+}
+
+/** The image, and a canvas over it. */
+function layers(network, planes) {
+  const base = picture(network, planes);
+  base.setAttribute("role", "img");
+  base.setAttribute("aria-label", t("field.image"));
+  const heat = el("canvas.heat", { role: "img", "aria-label": t("attribution.map") });
+  const box = el("div.map-box", {}, base, heat);
+  box.style.aspectRatio = `${network.width} / ${network.height}`;
+  return { box, heat };
+}
+
+async function attributed(asking, { method, classIndex, layer }, tables, signal) {
+  const body = {
+    ...asking.model,
+    images: await asking.image.asRequest(),
+    method: `ATTRIBUTION_METHOD_${method.toUpperCase()}`,
+    ...(classIndex === "" ? {} : { classIndex: Number(classIndex) }),
+    layer: method === "occlusion" ? "" : layer,
+  };
+  return answered(await call("Attribute", body, { signal }), method, tables);
 }
 
 function answered(answer, method, tables) {

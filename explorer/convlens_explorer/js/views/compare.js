@@ -101,6 +101,7 @@ async function draw(container, context) {
       ),
       detail,
     ),
+    el("p.hint", {}, t("compare.measures")),
   );
   const request = await requestOf(network, set, wanted);
   const found = [];

@@ -58,8 +58,10 @@ async function draw(container, context) {
   const readout = el("div.readout", { role: "status" });
   const field = new FieldBox(network, image);
   let unit = [0, 0];
+  // Where the link names no unit, one where something was found.
+  const telling = output.strongest();
   const placed = () => {
-    const { row = Math.floor(size[0] / 2), column = Math.floor(size[1] / 2) } = store.get("place");
+    const { row = telling[0], column = telling[1] } = store.get("place");
     return [Math.min(size[0] - 1, row), Math.min(size[1] - 1, column)];
   };
 

@@ -37,7 +37,7 @@ export async function open(container, context) {
     weight: { table: tables.weight, range: extent(weights) },
     product: { table: tables.activation, range: extent(products) },
   };
-  const unitName = nameOf(network, layer, channel);
+  const unitName = t("dense.titleOf", { layer: name, unit: nameOf(network, layer, channel) });
   const chip = el("p.chip-line", { role: "status" });
   const stage = el("div.dense-maps");
   const strips = SHOWN.map((key) => strip(scope, t(`dense.${key}s`), lists[key], looks[key], (index) => point(index)));
@@ -170,7 +170,7 @@ export async function open(container, context) {
       el("span", {}, t("dense.sumOf", { count: values.length }), " ", number("sum", sum)),
       el("span.bias", {}, " + ", t("conv.bias"), " ", number("bias", bias)),
       el("span", {}, " = ", number("result", told.result)),
-      el("span.quiet", {}, ` ${unitName}`),
+      el("span.quiet", {}, ` (${unitName})`),
     ),
     el("p.quiet", {}, t("view.network"), " ", number("activation", told.activation)),
     el("h3", {}, t("dense.largest")),

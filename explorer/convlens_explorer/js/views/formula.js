@@ -1,6 +1,6 @@
 /** One unit after the other: the values that go into it, the arithmetic, and the map that it makes. */
 
-import { sectionOf } from "../article/article.js";
+import { sectionOf } from "../article/sections.js";
 import { geometryOf, unitAround } from "../arithmetic/geometry.js";
 import { el, replace } from "../element.js";
 import { Matrix } from "../matrix.js";
@@ -19,8 +19,9 @@ const STEP_MS = 250;
 const MOST_COLUMNS = 16;
 
 export function title(context) {
-  const { name, channel, options } = unitOf(context);
+  const { layer, name, channel, options } = unitOf(context);
   if (options.input !== undefined) return t("formula.titleOfInput", { layer: name, channel, input: options.input });
+  if (!hasMaps(layer)) return t("dense.titleOf", { layer: name, unit: String(channel) });
   return t("view.titleOf", { layer: name, channel });
 }
 
@@ -35,11 +36,14 @@ async function draw(container, context) {
   const asking = new Asking(context);
   const flat = !hasMaps(layer);
   const size = flat ? laid(channelsOf(layer)) : layer.shape.slice(1);
+  const target = await mapOf(asking, layer, channel);
+  const first = target.strongest();
   const unitAt = ([row, column]) =>
     flat ? { layer: name, channel: row * size[1] + column } : { layer: name, channel, row, column };
   /** @returns {[number, number]} */
   const placed = () => {
-    const { row = 0, column = 0 } = store.get("place");
+    // Where the link names no unit, one where something was found.
+    const { row = first[0], column = first[1] } = store.get("place");
     if (flat) return [Math.floor(channel / size[1]), channel % size[1]];
     return [Math.min(size[0] - 1, row), Math.min(size[1] - 1, column)];
   };
@@ -50,8 +54,7 @@ async function draw(container, context) {
       ? asked
       : patch.firstChannel;
   const before = begun.patches.filter((patch) => network.layer(patch.layer));
-  const [target, image, ...planes] = await Promise.all([
-    mapOf(asking, layer, channel),
+  const [image, ...planes] = await Promise.all([
     asking.planes(network.input, network.input.shape[0] === 1 ? [0] : [0, 1, 2]),
     ...before.map((patch) => mapOf(asking, network.layer(patch.layer), channelOf(patch))),
   ]);

@@ -1,9 +1,9 @@
 /** What several views are made of. */
 
-import { fixed, placesFor, whole } from "../arithmetic/format.js";
+import { fixed, placesFor, telling, whole } from "../arithmetic/format.js";
 import { css } from "../colours.js";
 import { el, replace } from "../element.js";
-import { channelsOf } from "../network.js";
+import { channelsOf, hasMaps } from "../network.js";
 import { figure, paint } from "../paint.js";
 import { onPointing } from "../pointing.js";
 import { t } from "../text.js";
@@ -106,6 +106,7 @@ export function shareOf(value, { low, high }) {
  */
 export function channelPicker({ store }, layer, channel, { names, placeOf } = {}) {
   const count = channelsOf(layer);
+  const word = t(names || !hasMaps(layer) ? "view.unit" : "view.channel");
   const same = (to) => ({ ...store.get("place"), channel: to });
   const go = (to) => store.go((placeOf ?? same)((to + count) % count));
   const step = (key, by, sign) =>
@@ -113,7 +114,7 @@ export function channelPicker({ store }, layer, channel, { names, placeOf } = {}
   const field = names
     ? el(
         "select",
-        { "aria-label": t("view.unit"), on: { change: ({ target }) => go(Number(target.value)) } },
+        { "aria-label": word, on: { change: ({ target }) => go(Number(target.value)) } },
         names.map((name, index) => el("option", { value: index, selected: index === channel }, name)),
       )
     : el("input", {
@@ -121,13 +122,13 @@ export function channelPicker({ store }, layer, channel, { names, placeOf } = {}
         min: 0,
         max: count - 1,
         value: channel,
-        "aria-label": t("view.channel"),
+        "aria-label": word,
         on: { change: ({ target }) => target.checkValidity() && target.value !== "" && go(Number(target.value)) },
       });
   return el(
     "div.picker",
-    { role: "group", "aria-label": t(names ? "view.unit" : "view.channel") },
-    el("span", {}, names ? t("view.unit") : t("view.channelOf", { count })),
+    { role: "group", "aria-label": word },
+    el("span", {}, names ? word : t("view.choice", { word, last: count - 1 })),
     step("view.previous", -1, "‹"),
     field,
     step("view.next", 1, "›"),
@@ -186,19 +187,22 @@ export function picture(network, planes) {
   return canvas;
 }
 
-/** The input image with a unit's receptive field drawn on it. */
+/** The input image with a unit's receptive field drawn on it, and beside it the field enlarged. */
 export class FieldBox {
   /** @param {import("../network.js").Network} network @param {import("../plane.js").Plane[]} planes Of the input. */
   constructor(network, planes) {
     this.size = planes[0];
     this.frame = el("span.map-window", { "aria-hidden": "true" });
-    const canvas = picture(network, planes);
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", t("field.image"));
+    this.image = picture(network, planes);
+    this.image.setAttribute("role", "img");
+    this.image.setAttribute("aria-label", t("field.image"));
+    this.part = /** @type {HTMLCanvasElement} */ (
+      el("canvas.field-part", { role: "img", "aria-label": t("field.part"), hidden: true })
+    );
     this.says = el("figcaption");
-    const box = el("div.map-box", {}, canvas, this.frame);
+    const box = el("div.map-box", {}, this.image, this.frame);
     box.style.aspectRatio = `${this.size.width} / ${this.size.height}`;
-    this.element = el("figure.field", {}, box, this.says);
+    this.element = el("figure.field", {}, el("div.field-images", {}, box, this.part), this.says);
   }
 
   /** @param {{top: number, left: number, height: number, width: number}} field */
@@ -215,6 +219,10 @@ export class FieldBox {
       Math.max(0, right - left) / width,
     );
     Object.assign(this.element.dataset, field);
+    // A field of nearly the whole image says nothing new.
+    this.part.hidden = field.height * field.width > (height * width) / 4;
+    Object.assign(this.part, { height: field.height, width: field.width });
+    this.part.getContext("2d").drawImage(this.image, -field.left, -field.top);
     const ends = {
       top: field.top,
       left: field.left,
@@ -245,5 +253,5 @@ export function painted(plane, table, range) {
 
 /** A number that is shown rounded and can be read unrounded. */
 export function number(name, value, places = 4) {
-  return el("output.number", { dataset: { name, value: String(value) } }, fixed(value, places));
+  return el("output.number", { dataset: { name, value: String(value) } }, telling(value, places));
 }
