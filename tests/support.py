@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
@@ -180,9 +182,8 @@ class Process:
     """A server in a process of its own, started as users start it."""
 
     def __init__(self, models: Path, *flags: str, env: dict[str, str] | None = None) -> None:
-        self.port, self.http_port = free_port(), free_port()
-        command = [sys.executable, "-m", "convlens_server", "--models", str(models), "--port", str(self.port)]
-        command += ["--http-port", str(self.http_port), "--device", "cpu", "--log-format", "json", *flags]
+        command = [sys.executable, "-m", "convlens_server", "--models", str(models), "--port", "0", "--http-port", "0"]
+        command += ["--device", "cpu", "--log-format", "json", *flags]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(env or {})}
         )
@@ -190,7 +191,8 @@ class Process:
         self.lines: list[str] = []
         for line in self.process.stdout:
             self.lines.append(line)
-            if '"ready: ' in line:
+            if ready := re.search(r'"ready: gRPC on port (\d+) .*HTTP on port (\d+)', line):
+                self.port, self.http_port = map(int, ready.groups())
                 return
         raise AssertionError(f"the server ended with {self.process.wait()}: {self.lines}")
 
@@ -206,9 +208,11 @@ class Process:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody gets who asks the system for any, as tests of another process do meanwhile."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_768)))
+            return int(probe.getsockname()[1])
 
 
 class Failure:

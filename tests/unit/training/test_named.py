@@ -139,6 +139,7 @@ class TestMnist:
     @pytest.mark.parametrize(
         "content",
         [b"", b"\x1f\x8b\x08", gzip.compress(b"abc"), gzip.compress(struct.pack(">4I", 0x803, 9, 28, 28)), b"<html>"],
+        ids=["empty", "cut off", "too short", "without images", "a page"],
     )
     def test_a_damaged_file(self, raw_mnist, content):
         raw, _ = raw_mnist

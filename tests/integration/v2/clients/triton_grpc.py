@@ -7,6 +7,7 @@ service answered (expected.npz) and the image files.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sys
 from collections.abc import Callable
@@ -126,12 +127,12 @@ def shared_memory(client: grpcclient.InferenceServerClient, asked: Asked) -> Non
     """simple_grpc_shm_client.py and simple_grpc_shm_string_client.py"""
     client.unregister_system_shared_memory()
     size_in, size_out = asked.images.nbytes, asked.scores.nbytes
-    inputs = shm.create_shared_memory_region("inputs", "/convlens-clients-in", size_in)
-    outputs = shm.create_shared_memory_region("outputs", "/convlens-clients-out", size_out)
+    inputs = shm.create_shared_memory_region("inputs", f"/convlens-{os.getpid()}-in", size_in)
+    outputs = shm.create_shared_memory_region("outputs", f"/convlens-{os.getpid()}-out", size_out)
     try:
         shm.set_shared_memory_region(inputs, [asked.images])
-        client.register_system_shared_memory("inputs", "/convlens-clients-in", size_in)
-        client.register_system_shared_memory("outputs", "/convlens-clients-out", size_out)
+        client.register_system_shared_memory("inputs", f"/convlens-{os.getpid()}-in", size_in)
+        client.register_system_shared_memory("outputs", f"/convlens-{os.getpid()}-out", size_out)
         assert set(client.get_system_shared_memory_status().regions) == {"inputs", "outputs"}
         given = grpcclient.InferInput("image", asked.images.shape, "UINT8")
         given.set_shared_memory("inputs", size_in)

@@ -6,6 +6,7 @@ Run in a process of its own by test_clients.py: `triton_http.py PART ADDRESS FOL
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -90,12 +91,12 @@ def shared_memory(client: httpclient.InferenceServerClient, asked: Asked) -> Non
     """simple_http_shm_client.py"""
     client.unregister_system_shared_memory()
     size_in, size_out = asked.images.nbytes, asked.scores.nbytes
-    inputs = shm.create_shared_memory_region("inputs", "/convlens-http-in", size_in)
-    outputs = shm.create_shared_memory_region("outputs", "/convlens-http-out", size_out)
+    inputs = shm.create_shared_memory_region("inputs", f"/convlens-{os.getpid()}-in", size_in)
+    outputs = shm.create_shared_memory_region("outputs", f"/convlens-{os.getpid()}-out", size_out)
     try:
         shm.set_shared_memory_region(inputs, [asked.images])
-        client.register_system_shared_memory("inputs", "/convlens-http-in", size_in)
-        client.register_system_shared_memory("outputs", "/convlens-http-out", size_out)
+        client.register_system_shared_memory("inputs", f"/convlens-{os.getpid()}-in", size_in)
+        client.register_system_shared_memory("outputs", f"/convlens-{os.getpid()}-out", size_out)
         assert len(client.get_system_shared_memory_status()) == 2
         given = httpclient.InferInput("image", asked.images.shape, "UINT8")
         given.set_shared_memory("inputs", size_in)
