@@ -68,16 +68,19 @@ def frame(message: bytes) -> bytes:
     return b"\0" + struct.pack(">I", len(message)) + message
 
 
-def run_h2load(port: int, method: str, body: Path, load: Load, seconds: float, log: Path) -> str:
+def run_h2load(
+    port: int, method: str, body: Path, load: Load, seconds: float, log: Path, http1: str | None = None
+) -> str:
     """Sends one request again and again.
 
     Args:
         port: Of 127.0.0.1.
-        method: Path of the gRPC method.
-        body: File with the framed request.
+        method: Path of the gRPC method, or another path.
+        body: File with the framed request, or what else is sent.
         load: How many at a time.
         seconds: For how long; what is unanswered then is cancelled.
         log: File to write every request's time to, for `read_latencies`.
+        http1: The body's type, to ask by HTTP/1.1; None asks by gRPC.
 
     Returns:
         What h2load prints, for `parse_summary`.
@@ -94,7 +97,11 @@ def run_h2load(port: int, method: str, body: Path, load: Load, seconds: float, l
         f"-D{round(seconds * 1000)}ms",
         f"-d{body}",
     ]
-    command += [f"--log-file={log}", "-H", "content-type: application/grpc", "-H", "te: trailers"]
+    command.append(f"--log-file={log}")
+    if http1 is None:
+        command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    else:
+        command += ["--h1", "-H", f"content-type: {http1}"]
     try:
         done = subprocess.run(
             [*command, f"http://127.0.0.1:{port}{method}"], capture_output=True, text=True, timeout=seconds + 30

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from process_tree import end, tree
 
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 30.0
@@ -54,19 +56,22 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[ServerProcess]:
-    """Starts a server; it is ready inside the block, and ended at its end.
+def serving(
+    command: Sequence[str], is_ready: Callable[[], bool], environment: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """Starts a server; it is ready inside the block, and ended at its end, with all processes that it has started.
 
     Args:
         command: What to start.
         is_ready: Asks whether it answers; called every 10 ms until then.
+        environment: Of the server; None for this process's own.
 
     Raises:
         ProcessError: It ended, or was not ready within 60 s.
     """
     with tempfile.TemporaryFile() as output:
         started = time.monotonic()
-        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             while not is_ready():
                 if child.poll() is not None or time.monotonic() - started > _START_TIMEOUT:
@@ -76,12 +81,14 @@ def serving(command: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[Se
                 time.sleep(0.01)
             yield ServerProcess(child.pid, time.monotonic() - started)
         finally:
+            family = tree(child.pid)
             child.send_signal(signal.SIGTERM)
             try:
                 child.wait(_STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+            end(family)
 
 
 def run_child(script: str, *arguments: object) -> Any:
