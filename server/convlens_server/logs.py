@@ -26,8 +26,10 @@ def set_up_logs(form: str, level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Its start and stop messages repeat ours.
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # uvicorn's start and stop messages repeat ours. Pillow writes what a photo's EXIF says (its place, its author) at
+    # debug level, but what callers send is in no log.
+    for name in ("uvicorn", "PIL"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 class JsonFormatter(logging.Formatter):

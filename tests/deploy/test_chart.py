@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import fields
 
 import pytest
 import yaml
 
-from convlens_server.config import parse_config
+from convlens_server.config import Config, parse_config
 from deploy.manifests import CHART, ROOT, VALUES
 
 SETS = ("", *sorted(path.name for path in VALUES.glob("*.yaml")))
@@ -84,6 +86,7 @@ def test_an_old_kubernetes_is_refused(helm):
         ("settings.port=9000", "port"),
         ("settings.drain-timeout=9", "drain-timeout"),
         ("settings.MAX_QUEUE=9", "MAX_QUEUE"),
+        ("settings.max-bach=9", "max-bach"),
         ("drain.announceSeconds=0", "announceSeconds"),
         ("gpu.resource=gpu", "resource"),
         ("tracing.endpoint=collector:4317", "endpoint"),
@@ -96,6 +99,16 @@ def test_wrong_values_are_refused_by_their_names(helm, given, word):
     done = helm("template", "lenses", CHART, "--set", given)
     assert done.returncode != 0
     assert word in done.stderr
+
+
+def test_a_setting_is_any_flag_that_the_chart_does_not_set_itself(render):
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    settings = set(schema["properties"]["settings"]["propertyNames"]["enum"])
+    flags = {field.name.replace("_", "-") for field in fields(Config)} - {"datasets"} | {"dataset"}
+    given = {"models", "model-control", "poll-seconds", "model-cache", "host", "port", "http-port", "device"}
+    given |= {"tls-certificate", "tls-key", "tls-client-ca", "drain-timeout", "drain-delay"}
+    given |= {"trace-endpoint", "trace-share"}
+    assert settings == flags - given
 
 
 def test_the_server_understands_what_it_is_told(render, monkeypatch):

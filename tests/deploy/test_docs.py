@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
 
@@ -29,6 +30,28 @@ def test_every_metric_has_its_meaning():
         assert re.search(rf"^\|[^|]*`{name}[`{{]", GUIDE, re.MULTILINE), (
             f"{name} is not in a table of docs/operations.md"
         )
+
+
+def test_every_reason_of_an_error_is_in_the_table_and_no_other():
+    texts, reasons = set(), set()
+    for file in (ROOT / "server" / "convlens_server").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Constant(value=str(text)):
+                    texts.add(text)
+                case ast.keyword(arg="reason", value=ast.Constant(value=str(text))):
+                    reasons.add(text)
+                case ast.Assign(targets=[ast.Name(id="reason")], value=ast.Constant(value=str(text))):
+                    reasons.add(text)
+    # Of classes whose errors all say more, and of a version that is loaded for who asks for it.
+    reasons = {text for text in reasons if text.isupper()} - {"INVALID_IMAGE", "NOT_FOUND", "NOT_LOADED"}
+    assert len(reasons) > 40
+    table = re.search(r"^## Errors\n(.*?)^## ", GUIDE, re.MULTILINE | re.DOTALL)
+    rows = [row.split("|")[2] for row in re.findall(r"^\|.*$", table[1], re.MULTILINE)]
+    explained = set(re.findall(r"\b[A-Z]{2,}(?:_[A-Z]+)*\b", " ".join(rows)))
+    assert reasons - explained - {"CANCELLED", "DEADLINE_EXCEEDED"} == set()
+    # These are made of a field's name.
+    assert explained - texts == {"WINDOW_OUT_OF_RANGE", "STRIDE_OUT_OF_RANGE"}
 
 
 @pytest.mark.parametrize("file", ["rules.yml", "envoy.yml"])

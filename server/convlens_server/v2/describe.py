@@ -41,8 +41,10 @@ def configuration(model: Model, face: Face) -> config_pb.ModelConfig:
     config.backend = config.backend or _BACKEND
     config.max_batch_size = face.max_images
     config.default_model_filename = config.default_model_filename or "model.onnx"
-    if config.version_policy.WhichOneof("policy_choice") is None:
+    if model.config is None:
         config.version_policy.all.SetInParent()
+    elif config.version_policy.WhichOneof("policy_choice") is None:
+        config.version_policy.latest.num_versions = 1
     labels = [output.label_filename for output in config.output][:1]
     del config.input[:], config.output[:]
     last = model.network.own.channels_last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
@@ -12,6 +13,7 @@ import threading
 import grpc
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from convlens.v1 import convlens_pb2 as pb
 from convlens.v1 import convlens_pb2_grpc
@@ -178,6 +180,19 @@ def test_logs_are_json_lines_with_the_request_id(start, models):
     assert "model 'none' is not in the repository" in record["message"]
     assert record["method"] == "/convlens.v1.ConvLens/Classify"
     assert record["peer"].startswith("ipv4:127.0.0.1:")
+
+
+def test_what_a_photo_tells_is_in_no_log(start, models):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Artist] = 6, "its author"
+    photo = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(photo, "JPEG", exif=exif)
+    request = pb.ClassifyRequest(model="linear", images=pb.Images(encoded=pb.EncodedImages(files=[photo.getvalue()])))
+    process = start(models, "--log-level", "debug")
+    with process.connect() as channel:
+        assert convlens_pb2_grpc.ConvLensStub(channel).Classify(request, timeout=10).results
+    assert process.stop() == 0
+    assert not [line for line in process.lines if "its author" in line]
 
 
 def test_logs_for_people(models, tmp_path):

@@ -54,6 +54,23 @@ def test_load_and_unload(explicit, failing):
     assert infer(server, "later") == "7"
 
 
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        (None, {"all": {}}),
+        ("max_batch_size: 4", {"latest": {"num_versions": 1}}),
+        ("version_policy { specific { versions: [1] } }", {"specific": {"versions": [1]}}),
+    ],
+)
+def test_the_configuration_has_the_policy(explicit, text, policy):
+    server, folder = explicit
+    if text is not None:
+        (folder / "linear" / "config.pbtxt").write_text(text)
+        load(server, "linear")
+    config = httpx.get(f"http://127.0.0.1:{server.state.http_port}/v2/models/linear/config", timeout=30).json()
+    assert config["version_policy"] == policy
+
+
 def test_a_broken_version_leaves_the_old_one(explicit, failing):
     server, folder = explicit
     put(folder, "linear", 2, b"broken")
