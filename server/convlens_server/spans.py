@@ -45,7 +45,7 @@ class Spans:
     """Makes spans, and sends them to a collector, in threads of its own.
 
     Not where a request ends: what runs for one request in a hundred finds nothing of itself in the caches. It cost 3 %
-    of the CPU time with 1 % of them traced, and 100 % with all; so it costs 2 % and 80 % (bench/tracing.py).
+    of the CPU time with 1 % of them traced, and 100 % with all; so it costs 0 to 2 % and 80 % (bench/tracing.py).
 
     Args:
         endpoint: URL of the collector's OTLP/gRPC port, "http://host:4317", or https. Headers and certificates come
