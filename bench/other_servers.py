@@ -158,8 +158,9 @@ def _ray(cores: int) -> Iterator[Setting]:
         more = {**told, **workers, "RAY_SERVE_ENABLE_HA_PROXY": proxy}
         yield Setting("Ray Serve", "ray", text, wire, more, port)
     for share, workers in [*_shares(cores)][1:]:
-        more = {**told, **workers, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
-        yield Setting("Ray Serve", "ray", f"{share}, HAProxy, {limits}", grpc[0], more, grpc[1])
+        for wire, port in (grpc, http):
+            more = {**told, **workers, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+            yield Setting("Ray Serve", "ray", f"{share}, HAProxy, {limits}", wire, more, port)
 
 
 def _triton(cores: int) -> Iterator[Setting]:

@@ -105,6 +105,7 @@ class Exam:
         except LoadError:
             if self.answers(port, wire):
                 raise
+            raise ServerEndedError(f"it ended at concurrency {load.name}") from None
         # Of a server that ends h2load may count what was answered until then, and say nothing.
         if not self.answers(port, wire):
             raise ServerEndedError(f"it ended at concurrency {load.name}")

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from answers import METHOD, AnswerError, open_channel
@@ -89,14 +90,14 @@ class Wire:
         answer = self.ask(port, images)
         try:
             found = self.decode(answer, len(images))
-        except ValueError as error:
+        except (ValueError, IndexError, DecodeError) as error:
             raise AnswerError(f"{self.path} answers what is no scores: {error}; {answer[:200]!r}") from None
         if found.shape != scores.shape:
             raise AnswerError(f"{self.path} answers scores of shape {found.shape} instead of {scores.shape}")
         told = ~np.isnan(found)
         # Where two classes are as good as equal, either may come first.
         best = np.where(told, scores, -1).max(axis=1)
-        if np.abs(found - scores)[told].max() > _TOLERANCE or (best < scores.max(axis=1) - _TOLERANCE).any():
+        if (best < scores.max(axis=1) - _TOLERANCE).any() or np.abs(found - scores)[told].max() > _TOLERANCE:
             raise AnswerError(f"{self.path} answers other scores than the network's: {found[0]} for {scores[0]}")
         return len(answer)
 

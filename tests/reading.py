@@ -26,7 +26,7 @@ def value(number: Locator) -> float:
     text = number.inner_text()
     digits, _, power = text.partition(" × 10")
     places = len(digits.partition(".")[2]) - int(power.translate(_RAISED) or "0")
-    assert abs(written(text) - exact) <= 0.5 * 10**-places + 1e-9, f"{text} is shown for {exact}"
+    assert abs(written(text) - exact) <= 0.5 * 10**-places * (1 + 1e-6), f"{text} is shown for {exact}"
     return exact
 
 

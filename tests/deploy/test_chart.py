@@ -101,7 +101,7 @@ def test_wrong_values_are_refused_by_their_names(helm, given, word):
     assert word in done.stderr
 
 
-def test_a_setting_is_any_flag_that_the_chart_does_not_set_itself(render):
+def test_a_setting_is_any_flag_that_the_chart_does_not_set_itself():
     schema = json.loads((CHART / "values.schema.json").read_text())
     settings = set(schema["properties"]["settings"]["propertyNames"]["enum"])
     flags = {field.name.replace("_", "-") for field in fields(Config)} - {"datasets"} | {"dataset"}

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _SUMS = "SHA256SUMS"
 _STALE_SECONDS = 86_400
 # Arguments with which a protocol's package asks once, and gives up in a second where nobody answers.
-_ONCE: Mapping[str, Mapping[str, Any]] = {
+_ONCE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "s3": {"config_kwargs": {"retries": {"max_attempts": 0}, "connect_timeout": 1}}
 }
 # What stores call the identity of a content, or at least the time of its change.
@@ -84,9 +84,12 @@ class RemoteStore:
         """
         import fsspec
 
-        protocol = fsspec.core.split_protocol(self._url)[0]
+        # Alone they would replace what fsspec's configuration (FSSPEC_S3 …) says under the same names.
+        configured = self._files.storage_options
+        once = _ONCE.get(fsspec.core.split_protocol(self._url)[0], {})
+        options = {name: {**configured.get(name, {}), **given} for name, given in once.items()}
         try:
-            files, root = fsspec.core.url_to_fs(self._url, skip_instance_cache=True, **_ONCE.get(protocol, {}))
+            files, root = fsspec.core.url_to_fs(self._url, skip_instance_cache=True, **options)
             files.ls(root)
         except FileNotFoundError:
             # `models` tells an empty place from none.

@@ -47,12 +47,20 @@ def test_convolutions_of_any_geometry_are_those_of_numpy(visit: Visit) -> None:
 
 def test_numbers_are_written_with_a_true_minus(visit: Visit) -> None:
     page = visit.on("#model=tiny_vgg&image=espresso&view=playground")
-    script = """async ([number, places]) => (await import("/explorer/js/arithmetic/format.js")).fixed(number, places)"""
-    for number, places, text in (
-        (1.005, 2, "1.00"),
-        (-0.004, 2, "0.00"),
-        (-3.14159, 3, "−3.142"),
-        (12, 0, "12"),
-        (float("-inf"), 2, "−∞"),
+    script = """async ([how, number, places]) => {
+      const format = await import("/explorer/js/arithmetic/format.js");
+      return format[how](number, places);
+    }"""
+    for how, number, places, text in (
+        ("fixed", 1.005, 2, "1.00"),
+        ("fixed", -0.004, 2, "0.00"),
+        ("fixed", -3.14159, 3, "−3.142"),
+        ("fixed", 12, 0, "12"),
+        ("fixed", float("-inf"), 2, "−∞"),
+        ("telling", -0.25, 4, "−0.2500"),
+        ("telling", 0, 4, "0.0000"),
+        ("telling", -4.3e-12, 4, "−4.3 × 10⁻¹²"),
+        ("telling", float("nan"), 4, "NaN"),
+        ("telling", float("inf"), 4, "∞"),
     ):
-        assert page.evaluate(script, [number, places]) == text
+        assert page.evaluate(script, [how, number, places]) == text

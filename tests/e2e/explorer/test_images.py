@@ -9,6 +9,7 @@ import re
 import struct
 import threading
 import zlib
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -160,6 +161,13 @@ def test_a_picture_that_may_not_be_read_is_said_so(visit: Visit, other_host):
     expect(page.get_by_role("dialog")).to_contain_text(f"No picture can be read from http://{host}/closed.png")
     page.keyboard.press("Escape")
     ready(page, "espresso")
+    # In a link, beside another image, whose answer stays though nobody asks for it again.
+    page.clock.install()
+    page.evaluate("link => { location.hash = link; }", f"{TINY},{quote(f'http://{host}/closed.png', safe='')}")
+    expect(page.get_by_role("alert")).to_contain_text("No picture can be read")
+    expect(page).to_have_url(re.compile("image=espresso$"))
+    page.clock.fast_forward(1000)
+    expect(page.locator(".answer")).to_contain_text("“espresso” is espresso")
     # The browser itself complains of the other server.
     assert all("CORS" in complaint or "ERR_FAILED" in complaint for complaint in visit.complaints)
     visit.complaints.clear()

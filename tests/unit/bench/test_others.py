@@ -30,8 +30,8 @@ from convlens_server.v2 import service_pb2 as pb2
 from h2load import Load
 from other_servers import settings
 from others_report import CLASSIFY, MODEL_INFER
-from processes import accepts, free_ports, serving
-from support import CLASSES, expected_logits, linear_model, pixels, put
+from processes import accepts, serving
+from support import CLASSES, expected_logits, free_port, linear_model, pixels, put
 
 IMAGES = pixels(4)
 LOGITS = expected_logits(IMAGES).astype(np.float64)
@@ -111,8 +111,21 @@ def test_what_is_no_answer(status, content, said):
         wires.bytes_over_http("/x").check(port, IMAGES, SCORES)
 
 
+@pytest.mark.parametrize("answer", [b"\xff", b""], ids=["not of its kind", "without scores"])
+def test_what_is_no_message_with_scores(monkeypatch, answer):
+    monkeypatch.setattr(wires.Wire, "ask", lambda *_: answer)
+    with pytest.raises(AnswerError, match="no scores"):
+        wires.model_infer("m", "x").check(0, IMAGES, SCORES)
+
+
+def test_scores_that_are_no_numbers():
+    nothing = np.full_like(SCORES, np.nan).tobytes()
+    with answering(200, nothing) as port, pytest.raises(AnswerError, match="other scores"):
+        wires.bytes_over_http("/x").check(port, IMAGES, SCORES)
+
+
 def test_nobody_answers():
-    (port,) = free_ports(1)
+    port = free_port()
     for wire in (wires.bytes_over_http("/x"), wires.bytes_value("/a.B/C")):
         with pytest.raises(AnswerError):
             wire.ask(port, IMAGES)
@@ -155,7 +168,7 @@ def test_all_processes_of_a_server_are_counted():
 
 
 def test_what_a_server_leaves_behind_is_ended_with_it():
-    (port,) = free_ports(1)
+    port = free_port()
     # The child outlives its parent, and listens.
     child = f"import socket, time; s = socket.socket(); s.bind(('127.0.0.1', {port})); s.listen(); time.sleep(600)"
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"

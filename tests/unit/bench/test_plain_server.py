@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 import plain_server
 from answers import AnswerError, Questions
 from in_process import CHECKED_IMAGES, describe, measure
-from processes import ProcessError, accepts, free_ports, serving
+from processes import ProcessError, accepts, serving
+from support import free_port
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def model(tmp_path) -> Path:
 
 
 def test_answers_are_the_networks_own(model):
-    (port,) = free_ports(1)
+    port = free_port()
     described = describe(model)
     command = [sys.executable, plain_server.__file__, "--model", "tiny", "--file", str(model), "--port", str(port)]
     with serving(command, lambda: accepts(port)) as server:

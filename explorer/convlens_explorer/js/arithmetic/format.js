@@ -11,7 +11,7 @@ export function fixed(value, places = 2) {
 /** As `fixed`, but what is not 0 is not written as 0: 4.3 × 10⁻⁵. */
 export function telling(value, places) {
   const text = fixed(value, places);
-  if (value === 0 || /[1-9∞]/.test(text)) return text;
+  if (!value || /[1-9∞]/.test(text)) return text;
   const [digits, power] = Math.abs(value).toExponential(1).split("e");
   const raised = [...power].map((sign) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(sign)] ?? "⁻").join("");
   return `${value < 0 ? "−" : ""}${digits} × 10${raised}`;

@@ -111,11 +111,12 @@ export class Host {
     // Until the next view stands, the last one stays, so that the page does not jump.
     this.body.setAttribute("aria-busy", "true");
     if (first) this.heading.textContent = "";
+    let title = t("shell.view");
     const told = scope.after(PATIENCE_MS, () => (this.heading.textContent ||= t("shell.opening")));
     try {
       const module = await later(VIEWS[view], scope.signal);
       if (scope.closed) return;
-      const title = module.title(context);
+      title = module.title(context);
       this.heading.textContent = title;
       this.element.setAttribute("aria-label", title);
       const opened = module.open(body, context);
@@ -125,7 +126,7 @@ export class Host {
       if (!scope.closed) this.handle = handle ?? null;
     } catch (error) {
       if (scope.closed || error?.name === "AbortError") return;
-      this.heading.textContent ||= t("shell.view");
+      this.heading.textContent = title;
       if (error instanceof Unable) return void replace(this.body, el("p.waiting", {}, error.message));
       replace(this.body, el("p.waiting", {}, t("shell.viewFailed", { message: error.message })));
       this.context.report(error);

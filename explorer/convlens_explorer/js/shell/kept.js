@@ -13,10 +13,8 @@ const MOST = 24;
 
 /** @returns {Promise<PageImage[]>} In the order in which they came. */
 export async function kept() {
-  const entries = (await within("readonly", (images) => images.getAll())) ?? [];
-  return entries
-    .sort((a, b) => a.time - b.time)
-    .map(({ id, name, origin, file }) => new PageImage(id, name, origin, file));
+  const entries = (await within("readonly", (images) => images.index("time").getAll())) ?? [];
+  return entries.map(({ id, name, origin, file }) => new PageImage(id, name, origin, file));
 }
 
 /**

@@ -17,6 +17,8 @@ export class Toolbar {
   /** @type {import("../overview/overview.js").Overview | null} */
   #overview = null;
   #late = () => {};
+  /** Id of the image whose answer stands there. */
+  #told = "";
 
   /**
    * @param {import("../store.js").Store} store
@@ -80,6 +82,7 @@ export class Toolbar {
     // There is not always room for all of it.
     this.facts.title = facts;
     this.answer.textContent = "";
+    this.#told = "";
     const colours = Array.from({ length: 9 }, (_, i) => css(overview.context.tables.activation, i / 8));
     replace(
       this.key,
@@ -95,6 +98,7 @@ export class Toolbar {
     const { network, store } = this.#overview?.context ?? {};
     if (!network || store.get("chosen")[0] !== image.id) return;
     this.#late();
+    this.#told = image.id;
     const best = result.scores.indexOf(Math.max(...result.scores));
     replace(
       this.answer,
@@ -107,11 +111,15 @@ export class Toolbar {
     );
   }
 
-  /** What stands there is the last image's answer: it goes when the new one's does not come soon. */
+  /** What stands there may be the last image's answer: it goes when the new one's does not come soon. */
   #await(scope) {
     this.#late();
     this.#late = scope.after(PATIENCE_MS, () => {
-      const image = this.store.get("images").find(({ id }) => id === this.store.get("chosen")[0]);
+      const [first] = this.store.get("chosen");
+      // The same image may not be asked about again, as where only those beside it change.
+      if (first === this.#told) return;
+      this.#told = "";
+      const image = this.store.get("images").find(({ id }) => id === first);
       this.answer.textContent = image ? t("shell.noAnswer", { image: image.name }) : "";
     });
   }
