@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from answers import METHOD, Questions
-from h2load import Load, LoadError, frame, parse_summary, percentile, read_latencies, run_h2load
+from h2load import Load, LoadError, Summary, frame, parse_summary, percentile, read_latencies, run_h2load
 from processes import ProcessError, ServerProcess, accepts, free_ports, http_get, serving
 
 OURS = ("completion_queue", "aio")
@@ -113,17 +113,11 @@ class Contest:
         cpu = self._server.cpu_seconds()
         printed = run_h2load(self._port, METHOD, body, load, self._seconds, log)
         cpu = self._server.cpu_seconds() - cpu
-        summary, latencies = parse_summary(printed), read_latencies(log)
+        summary = parse_summary(printed)
         check_sizes(summary.data_bytes, summary.requests, self._answer_sizes[load.images] + len(frame(b"")), load)
         if counted is not None:
             check_counts(counted, self._settled() or {}, summary.requests, load)
-        return {
-            "load": load.name,
-            "images_per_second": summary.requests_per_second * load.images,
-            "p50_ms": percentile(latencies, 50),
-            "p99_ms": percentile(latencies, 99),
-            "cpu_us": cpu / summary.requests * 1e6,
-        }
+        return figures(load, summary, read_latencies(log), cpu)
 
     def _body(self, images: int) -> Path:
         return self._folder / f"request_{images}"
@@ -137,6 +131,17 @@ class Contest:
             time.sleep(0.1)
             before, counts = counts, _classified(self._http_port)
         return counts
+
+
+def figures(load: Load, summary: Summary, latencies: Sequence[float], cpu_seconds: float) -> dict[str, Any]:
+    """What is told of one load: images a second, median and 99th percentile of the time, CPU time for a request."""
+    return {
+        "load": load.name,
+        "images_per_second": summary.requests_per_second * load.images,
+        "p50_ms": percentile(latencies, 50),
+        "p99_ms": percentile(latencies, 99),
+        "cpu_us": cpu_seconds / summary.requests * 1e6,
+    }
 
 
 def _classified(http_port: int) -> dict[str, float]:

@@ -22,10 +22,10 @@ import numpy as np
 import others_report
 from answers import AnswerError
 from command import finish, new_parser, say, say_if_busy
-from contenders import AT_32, LOADS, OURS, check_sizes, highest_version, our_server
+from contenders import AT_32, LOADS, OURS, check_sizes, figures, highest_version, our_server
 from convlens_server.cgroup import default_threads
 from convlens_server.network import load_network
-from h2load import Load, LoadError, frame, parse_summary, percentile, read_latencies, require_h2load, run_h2load
+from h2load import Load, LoadError, frame, parse_summary, read_latencies, require_h2load, run_h2load
 from in_process import sample_images
 from machine import machine
 from other_servers import PORTS, Setting, settings
@@ -109,14 +109,7 @@ class Exam:
         # Of a server that ends h2load may count what was answered until then, and say nothing.
         if not self.answers(port, wire):
             raise ServerEndedError(f"it ended at concurrency {load.name}")
-        latencies = read_latencies(log)
-        return {
-            "load": load.name,
-            "images_per_second": summary.requests_per_second * load.images,
-            "p50_ms": percentile(latencies, 50),
-            "p99_ms": percentile(latencies, 99),
-            "cpu_us": cpu / summary.requests * 1e6,
-        }
+        return figures(load, summary, read_latencies(log), cpu)
 
     def measure(
         self,

@@ -30,7 +30,7 @@ class Progress(NamedTuple):
     skipped: int
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):  # noqa: N818 - not an error
     """Nobody waits for the computation any more."""
 
 
